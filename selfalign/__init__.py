@@ -1,0 +1,28 @@
+"""selfalign: Self-Representation Alignment (SRA) for diffusion transformers, in any framework.
+
+The core is pure arithmetic on `keras.ops`; importing it imports no framework. Adapters live in `selfalign.adapters`.
+"""
+
+from . import distances, paths, projector, schedules, targets, time_gap
+from .loss import SRALoss
+from .projector import init_projector, project
+from .targets import preset_layers
+from .teacher import ema_update
+from .time_gap import teacher_time
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SRALoss",
+    "distances",
+    "ema_update",
+    "init_projector",
+    "paths",
+    "preset_layers",
+    "project",
+    "projector",
+    "schedules",
+    "targets",
+    "teacher_time",
+    "time_gap",
+]

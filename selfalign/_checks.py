@@ -1,0 +1,97 @@
+"""Checks at the public entrances. Every error says the rule, what was received, and what to do."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from ._backend import dtype_of, framework_of, is_floating, readable
+
+
+def invalid(rule: str, received: object, fix: str) -> ValueError:
+    """The ValueError of this library: three sentences under one form."""
+    return ValueError(f"{rule}. Received: {received}. {fix}")
+
+
+def check_number(name: str, value: Any, low: float, high: float = math.inf, fix: str = "") -> float:
+    """A finite Python number in [low, high], as given."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number. Received: {value!r}. {fix or 'Pass a Python int or float.'}")
+    if not (math.isfinite(value) and low <= float(value) <= high):
+        bounds = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"finite and at least {low:g}"
+        raise invalid(f"{name} must be {bounds}", value, fix or "Pass a value inside these bounds.")
+    return value  # type: ignore[return-value]
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    if value not in choices:
+        raise invalid(f"{name} must be one of {', '.join(map(repr, choices))}", repr(value), "Check the spelling.")
+
+
+def check_tokens(student: Any, teacher: Any) -> None:
+    """Student and teacher tokens: both [B, N, D], floating, not empty, of one shape."""
+    for side, tokens in (("student", student), ("teacher", teacher)):
+        shape = tuple(tokens.shape)
+        if len(shape) != 3:
+            raise invalid("Tokens must have the shape [B, N, D]", f"{side} tokens of shape {shape}",
+                          "Flatten the token grid, or select the features in the adapter.")  # fmt: skip
+        if 0 in shape:
+            raise invalid("Tokens must not be empty", f"{side} tokens of shape {shape}",
+                          "Skip empty batches in the training loop.")  # fmt: skip
+        if not is_floating(tokens):
+            raise TypeError(f"Tokens must be floating point. Received: {side} tokens of dtype {dtype_of(tokens)}. "
+                            "Pass a block's features, not indices.")  # fmt: skip
+    if tuple(student.shape) != tuple(teacher.shape):
+        raise invalid(
+            "Student and teacher tokens must have the same shape [B, N, D]",
+            f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}",
+            "Tap both sides of one model on the same batch, and give the projector the teacher's width.",
+        )
+
+
+def check_time(path: Any, t: Any, batch: int | None = None) -> None:
+    """Times of one sample each, [B], of the path's kind (integer steps or continuous) and inside it.
+
+    Values are looked at only where that is free (see `readable`): traced times and times on a GPU pass.
+    """
+    shape = tuple(getattr(t, "shape", ()))
+    if len(shape) != 1 or (batch is not None and shape != (batch,)):
+        expected = "[B]" if batch is None else f"[B] = ({batch},)"
+        raise invalid(f"t must hold one time per sample, shape {expected}", f"shape {shape}", "Pass a vector of times.")
+    if shape == (0,):
+        raise invalid("t must not be empty", f"shape {shape}", "Skip empty batches in the training loop.")
+    check_kind(path, t)
+
+
+def check_kind(path: Any, t: Any) -> None:
+    """Times of any shape: of the path's kind and inside it."""
+    if path.discrete == is_floating(t):
+        kind = "integer steps" if path.discrete else "floating-point times"
+        raise TypeError(f"The {path.name} path takes {kind}. Received: t of dtype {dtype_of(t)}. "
+                        "Check which path the model is trained with, and the scale of its time.")  # fmt: skip
+    low, high = path.bounds
+    check_values("t", t, low, high, f"The {path.name} path counts time in [{low:g}, {high:g}]: check the model's time scale.")
+
+
+def check_draws(u: Any, t: Any) -> None:
+    """Uniform draws in [0, 1), one for each time in `t`."""
+    if tuple(getattr(u, "shape", ())) != tuple(t.shape):
+        raise invalid("u must hold one draw per sample, of t's shape", f"u {getattr(u, 'shape', u)!s}, t {tuple(t.shape)}",
+                      "Draw u like t: uniform in [0, 1).")  # fmt: skip
+    if not is_floating(u):
+        raise TypeError(f"u must be floating point. Received: dtype {dtype_of(u)}. Draw u uniform in [0, 1).")
+    check_values("u", u, 0.0, 1.0, "Draw u uniform in [0, 1): the loss scales it to the gap.")
+
+
+def check_values(name: str, values: Any, low: float, high: float, fix: str) -> None:
+    """All `values` in [low, high], NaN excluded, where looking costs nothing."""
+    if not readable(values):
+        return
+    import numpy
+
+    if framework_of(values) != "torch":
+        values = numpy.asarray(values)  # not through keras.ops: inside jit that would trace a constant
+    smallest, largest = float(values.min()), float(values.max())
+    if not (low <= smallest and largest <= high):
+        raise invalid(f"{name} must lie in [{low:g}, {high:g}]", f"values from {smallest:g} to {largest:g}", fix)
