@@ -17,7 +17,14 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_FRAMEWORKS = {"jaxlib": "jax"} | {name: name for name in ("torch", "jax", "tensorflow", "mlx", "cupy", "paddle")}
+_TENSORS = {
+    "torch": "Tensor",
+    "jax": "Array",
+    "tensorflow": "Tensor",
+    "mlx.core": "array",
+    "cupy": "ndarray",
+    "paddle": "Tensor",
+}
 _KERAS_BACKENDS = ("torch", "jax", "tensorflow", "numpy", "openvino")
 _backend: str | None = None  # the backend Keras runs on, once we have seen Keras imported
 
@@ -35,9 +42,8 @@ ops: Any = _Ops()
 
 def framework_of(value: object) -> str | None:
     """The framework whose tensor `value` is; None for NumPy arrays, numbers and everything else."""
-    for kind in type(value).__mro__:
-        name = _FRAMEWORKS.get(kind.__module__.partition(".")[0])
-        if name:
+    for name, kind in _TENSORS.items():  # a tensor can only exist once its framework has been imported
+        if name in sys.modules and isinstance(value, getattr(sys.modules[name], kind, ())):
             return name
     return None
 
@@ -148,11 +154,25 @@ def converted(value: Any) -> Any:
     return ops.convert_to_tensor(value) if type(value).__qualname__ == "ndarray" else value
 
 
+def compiling() -> bool:
+    """Whether torch.compile is tracing us."""
+    return _backend == "torch" and sys.modules["torch"].compiler.is_compiling()
+
+
+def constant(values: tuple[float, ...]) -> Any:
+    """A table of Python numbers as a float32 tensor."""
+    if compiling():  # Keras's way with NumPy arrays does not trace; its way with tuples does, and is slow only now
+        return ops.convert_to_tensor(values, "float32")
+    import numpy
+
+    return ops.convert_to_tensor(numpy.asarray(values, "float32"))
+
+
 def readable(value: Any) -> bool:
     """Whether the numbers in `value` can be looked at for free: not traced or compiled, and in the host's memory."""
     framework = framework_of(value)
     if framework == "torch":
-        return value.device.type == "cpu" and not sys.modules["torch"].compiler.is_compiling()
+        return value.device.type == "cpu" and not compiling()
     if framework == "jax":
         traced = isinstance(value, sys.modules["jax"].core.Tracer)
         return not traced and all(device.platform == "cpu" for device in value.devices())

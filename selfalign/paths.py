@@ -12,7 +12,7 @@ import itertools
 import math
 from typing import Any, ClassVar
 
-from ._backend import dtype_of, on_backend, ops, widened
+from ._backend import constant, dtype_of, on_backend, ops, widened
 from ._checks import check_choice, check_kind, check_number, check_time, invalid
 
 _TINY = 1e-19  # its inverse squared still fits into float32
@@ -289,14 +289,12 @@ class Discrete(Path):
         return len(self.alphas_cumprod) - 1
 
     @functools.cached_property
-    def _tables(self) -> tuple[Any, Any]:
-        import numpy  # roots in float64: 1 - abar loses four digits of sigma in float32 at the clean end
-
-        abar = numpy.asarray(self.alphas_cumprod, "float64")
-        return numpy.sqrt(abar).astype("float32"), numpy.sqrt(1.0 - abar).astype("float32")
+    def _tables(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        # roots in float64: 1 - abar loses four digits of sigma in float32 at the clean end
+        return tuple(map(math.sqrt, self.alphas_cumprod)), tuple(math.sqrt(1.0 - a) for a in self.alphas_cumprod)
 
     def coefficients(self, t: Any) -> tuple[Any, Any]:
-        alpha, sigma = self._tables
+        alpha, sigma = map(constant, self._tables)
         return ops.take(alpha, t), ops.take(sigma, t)
 
     def rates(self, t: Any) -> tuple[Any, Any]:

@@ -1,0 +1,55 @@
+"""What can be seen of the user's loop without touching it: which parameters the optimizer has written to, and when."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import nn
+
+from selfalign._checks import invalid
+
+
+class Watch:
+    """Compares the version counters that torch keeps of every parameter between align() and update().
+
+    It speaks only on evidence: an optimizer that writes past the counters (through `.data`) is never accused.
+    """
+
+    def __init__(self, model: nn.Module, projector: nn.Module) -> None:
+        self.modules = (model, projector)
+        self.warned = False
+        self.stepped()
+
+    def _count(self) -> tuple[int, ...]:
+        return tuple(sum(p._version for p in module.parameters() if p.requires_grad) for module in self.modules)
+
+    def stepped(self) -> None:
+        """After update()."""
+        self.aligned, self.counted = False, self._count()
+
+    def note_align(self) -> None:
+        """At align(): warn, once, where an optimizer step went by without update()."""
+        counted = self._count()
+        if self.aligned and counted[0] != self.counted[0] and not self.warned:
+            self.warned = True
+            warnings.warn(
+                "update() must follow each optimizer step. Received: an optimizer step, but no update(), since align(). "
+                "Call align.update() after optimizer.step(), or the teacher never learns."
+            )
+        self.aligned, self.counted = True, counted
+
+    def check_update(self) -> None:
+        """At update(): warn where no step came before, refuse where a step left the projector as it was."""
+        model, projector = (now - before for now, before in zip(self._count(), self.counted, strict=True))
+        if not self.aligned and not model:
+            warnings.warn(
+                "update() must be called once per optimizer step. Received: a call with neither align() nor an optimizer step "
+                "since the last one. Call it once, after optimizer.step()."
+            )
+        if self.aligned and model and not projector and any(p.requires_grad for p in self.modules[1].parameters()):
+            raise invalid(
+                "The projector must be trained with the model",
+                "an optimizer step that moved the model and left the projector as it was",
+                "Hand its parameters to the optimizer, [*model.parameters(), *align.projector.parameters()], and add the term "
+                "to the loss before backward().",
+            )

@@ -1,0 +1,315 @@
+"""SRA for PyTorch models as they are: taps by hooks, an EMA teacher that stops after its layer, a native projector."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from selfalign import projector
+from selfalign._backend import load_keras
+from selfalign._checks import check_time, invalid
+from selfalign.loss import SRALoss
+from selfalign.paths import Path
+
+from ._condition import Condition, own_randomness
+from ._ema import Teacher, check_same_tensors
+from ._taps import Select, Tap, find_blocks, find_module, read_width, run_until, tokens_of
+from ._watch import Watch
+
+
+class Projector(nn.Module):
+    """The projector's parameters, under the core's names and in its layout; `selfalign.project` does the rest.
+
+    Args:
+        width: feature width D of the tapped blocks.
+        generator: a CPU generator for the initial draws; the global random stream is left alone.
+        like: a tensor whose device and dtype the parameters take.
+
+    Example:
+        >>> import torch
+        >>> from selfalign.adapters.torch import Projector
+        >>> net = Projector(8, torch.Generator().manual_seed(0), like=torch.zeros(1))
+        >>> net(torch.ones(2, 3, 8)).shape
+        torch.Size([2, 3, 8])
+    """
+
+    def __init__(self, width: int, generator: torch.Generator, like: torch.Tensor) -> None:
+        super().__init__()
+        draws = [torch.rand(shape, generator=generator) for shape in projector.draw_shapes(width)]
+        for name, value in projector.init_projector(*draws).items():
+            self.register_parameter(name, nn.Parameter(value.to(like.device, like.dtype)))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return projector.project(self._parameters, tokens)
+
+
+class SelfAlignment:
+    """Self-Representation Alignment around an unmodified PyTorch model.
+
+    Hooks record the student's features in the model's own forward. Calling the object runs the EMA teacher on the same sample
+    with less noise, up to its layer only, and returns the weighted term. `update()` after each optimizer step moves the EMA.
+
+    Args:
+        model: the diffusion transformer being trained, already on its device and in its dtype. Nothing in it is changed.
+        loss: the settings; `loss.decay` is the EMA's.
+        blocks: path of the block list, where there is not exactly one list of alike blocks.
+        student, teacher: paths of the two tapped modules, instead of the layers in `loss`. `teacher` also accepts a module: an
+            EMA of the model that you keep up to date yourself; `update()` then only counts steps.
+        width: feature width D of the tapped blocks, where it cannot be read from the student's block.
+        example: inputs for a dry run that finds the width, as for `call`: (x, t, *condition).
+        select: takes the tokens [B, N, D] out of a block's output, where that is not one tensor.
+        call: how to call the model, (module, x, t, *condition, **condition) -> anything; default module(x, t, ...).
+        seed: of the projector's initial values and of the gaps, default torch.initial_seed(). Both have generators of their
+            own: the global random stream is the same with and without SRA.
+        check_condition: try out, before the first term, that student and teacher see the same condition.
+        check_finite: look at all features in every step (a host sync) and raise where one is not finite.
+        log_metrics: keep `loss.metrics` of each call in `metrics`, scalars on the device (no host sync).
+
+    Raises:
+        ValueError: layers, paths or width that do not fit the model, a model already attached.
+        TypeError: Keras runs on another backend than torch.
+
+    Example:
+        >>> import torch, selfalign
+        >>> from selfalign.adapters.torch import SelfAlignment
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
+        ...     def forward(self, x, t):
+        ...         for block in self.blocks:
+        ...             x = x + block(x)
+        ...         return x
+        >>> model = Model()
+        >>> align = SelfAlignment(model, selfalign.SRALoss(student_layer=1, teacher_layer=3))
+        >>> optimizer = torch.optim.AdamW([*model.parameters(), *align.projector.parameters()], lr=1e-3)
+        >>> x0, noise, t = torch.randn(2, 5, 8), torch.randn(2, 5, 8), torch.rand(2)
+        >>> prediction = model(align.path.add_noise(x0, noise, t), t)
+        >>> loss = torch.nn.functional.mse_loss(prediction, align.path.velocity(x0, noise, t)) + align(x0, noise, t)
+        >>> loss.backward(); optimizer.step(); align.update()
+        >>> align.step
+        1
+
+    Reference: Jiang et al., SRA, 2025, arXiv 2505.02831.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: SRALoss,
+        *,
+        blocks: str | None = None,
+        student: str | None = None,
+        teacher: str | nn.Module | None = None,
+        width: int | None = None,
+        example: tuple[Any, ...] | None = None,
+        select: Select | None = None,
+        call: Callable[..., Any] | None = None,
+        seed: int | None = None,
+        check_condition: bool = True,
+        check_finite: bool = False,
+        log_metrics: bool = False,
+    ) -> None:
+        load_keras("torch")
+        model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper shares the module it wraps
+        self.model, self.loss, self.select = model, loss, select
+        self.call = call or (lambda module, x, t, *args, **kwargs: module(x, t, *args, **kwargs))
+        self.check_condition, self.check_finite, self.log_metrics = check_condition, check_finite, log_metrics
+        self.metrics: dict[str, torch.Tensor] = {}
+        self.step = 0  # optimizer steps done
+
+        given = teacher if isinstance(teacher, nn.Module) else None
+        self._first, *self.taps = self._find_taps(blocks, student, teacher if isinstance(teacher, str) else None)
+        block = model.get_submodule(self.taps[0])
+        self._ema = Teacher(model, given)
+        width = width or read_width(block) or self._dry_run(example)
+        seed = torch.initial_seed() if seed is None else seed
+        like = next((p for p in [*block.parameters(), *model.parameters()] if p.is_floating_point()), torch.empty(0))
+        self.projector = Projector(width, torch.Generator().manual_seed(seed), like)
+        self._generator = torch.Generator(like.device).manual_seed(seed)
+
+        self._tap: Tap | None = Tap(model, block, self.taps[0])
+        self._condition = Condition(model, self.teacher, self._tap)
+        self._watch = Watch(model, self.projector)
+
+    def _find_taps(self, blocks: str | None, student: str | None, teacher: str | None) -> tuple[str, str, str]:
+        """Paths of the first block, and of the student's and the teacher's tapped module."""
+        if student is None and teacher is None:
+            path, found = find_blocks(self.model, blocks)
+            numbers = (1, *self.loss.layers(len(found)))
+            return tuple(f"{path}.{number - 1}" for number in numbers)  # type: ignore[return-value]
+        if student is None or teacher is None or blocks is not None:
+            raise invalid("Taps are given by two paths, student= and teacher=, without blocks=",
+                          f"student={student!r}, teacher={teacher!r}, blocks={blocks!r}",
+                          "Give both paths, or none and let the loss's layers decide.")  # fmt: skip
+        for path in (student, teacher):
+            find_module(self.model, path)
+        siblings = self.model.get_submodule(student.rpartition(".")[0])
+        alike = isinstance(siblings, (nn.ModuleList, nn.Sequential))
+        return student.rpartition(".")[0] + ".0" if alike else student, student, teacher
+
+    def _dry_run(self, example: tuple[Any, ...] | None) -> int:
+        where = self.taps[0]
+        if example is None:
+            raise invalid("The width of the tapped block must be known", f"{where!r}, which does not tell it unambiguously",
+                          "Pass width=D, or example=(x, t, *condition) for a dry run.")  # fmt: skip
+        with torch.no_grad(), own_randomness():
+            output = run_until(lambda: self.call(self.teacher, *example), self.teacher.get_submodule(where), where)
+        return tokens_of(output, self.select, where).shape[-1]
+
+    @property
+    def path(self) -> Path:
+        """The noise path of the loss."""
+        return self.loss.path
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The EMA model, for sampling: whole, in eval mode, without gradient."""
+        return self._ema.module
+
+    def __call__(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, *condition: Any, u: torch.Tensor | None = None,
+                 loss_mask: torch.Tensor | None = None, **conditions: Any) -> torch.Tensor:  # fmt: skip
+        """The weighted term for the student's last forward, a float32 scalar; call it once after each forward of the model.
+
+        Args:
+            x0: clean samples [B, ...], the ones the student saw noised.
+            noise: the same noise as the student's.
+            t: the student's times [B].
+            *condition, **conditions: what else the model was called with, after classifier-free dropout.
+            u: draws for the gap, uniform in [0, 1), [B]; drawn from the object's own generator unless given.
+            loss_mask: booleans or weights over samples [B] or tokens [B, N].
+
+        Raises:
+            ValueError: no forward before it, features without gradient, times outside the path, shapes that differ, a
+                condition that differs between the sides; with check_finite=True, features that are not finite.
+
+        Example: see the class.
+        """
+        student, indices = self._attached().take(self.select), self._condition.take()
+        if u is None:
+            u = torch.rand(t.shape, generator=self._generator, device=self._generator.device)
+        with torch.no_grad():
+            if not self._condition.checked:
+                check_time(self.path, t.detach().cpu())  # on a GPU only in the first steps: it waits for the device
+            t_teacher = self.loss.teacher_time(t, u)
+            x_teacher = self.path.add_noise(x0, noise, t_teacher)
+        enabled, dtype = self._attached().autocast
+        with torch.autocast(student.device.type, dtype=dtype, enabled=enabled):
+            run = functools.partial(self._run_teacher, x_teacher, condition, conditions)
+            tokens, projected = self._teacher_tokens(run, t, t_teacher, indices), self.projector(student)
+            if self.check_finite or self.log_metrics:
+                self.metrics = self.loss.metrics(projected, tokens)
+            if self.check_finite:
+                self._check_finite()
+            term = self.loss(projected, tokens, step=self.step, mask=loss_mask)
+        self._watch.note_align()
+        return term
+
+    def _run_teacher(self, x: Any, condition: Any, conditions: Any, t: Any) -> Any:
+        return self.call(self.teacher, x, t, *condition, **conditions)
+
+    def _teacher_tokens(self, run: Any, t: Any, t_teacher: Any, indices: dict[str, list[torch.Tensor]]) -> torch.Tensor:
+        where, block = self.taps[1], self.teacher.get_submodule(self.taps[1])
+        mode = self.teacher.training  # always eval for a teacher of ours; a user's own EMA gets its mode back
+        self.teacher.eval()
+        try:
+            with torch.no_grad():
+                if self.check_condition and self.model.training and not self._condition.checked:
+                    clean = torch.full_like(t, self.path.clean_at)
+                    self._condition.check(run, t, clean, self.teacher.get_submodule(self._first), block)
+                with self._condition.replayed(indices):
+                    output = run_until(lambda: run(t_teacher), block, where)
+        finally:
+            self.teacher.train(mode)
+        return tokens_of(output, self.select, where)
+
+    def _check_finite(self) -> None:
+        sick = [side for side in ("student", "teacher") if not self.metrics[f"{side}_finite"]]
+        if sick:
+            raise invalid("Features must be finite", f"NaN or infinity in the tokens of the {' and the '.join(sick)}",
+                          "Lower the learning rate or clip gradients; in float16 look for overflow.")  # fmt: skip
+
+    def _attached(self) -> Tap:
+        if self._tap is None:
+            raise invalid("The object must be attached to its model", "a call after detach()", "Build a new SelfAlignment.")
+        return self._tap
+
+    def update(self) -> None:
+        """Move the EMA one step toward the model. Once per optimizer step (not per micro-batch), after it.
+
+        Computed in float32 (float64 for float64 parameters); buffers are copied. Warns where it sees that no optimizer step
+        came before.
+
+        Raises:
+            ValueError: the optimizer moved the model and not the projector.
+
+        Example: see the class.
+        """
+        self._attached()
+        self._watch.check_update()
+        self._ema.update(float(self.loss.decay(self.step)))
+        self.step += 1
+        self._watch.stepped()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Projector, teacher (at the EMA's precision), step, generator and settings: all that a resumed run needs.
+
+        Example:
+            >>> import torch, selfalign
+            >>> from selfalign.adapters.torch import SelfAlignment
+            >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
+            >>> loss = selfalign.SRALoss(student_layer=1, teacher_layer=3)
+            >>> align = SelfAlignment(model, loss, student="0", teacher="2")
+            >>> sorted(align.state_dict())
+            ['generator', 'projector', 'settings', 'step', 'teacher']
+        """
+        return {
+            "settings": {**self.loss.settings(), "taps": list(self.taps)},
+            "step": self.step,
+            "generator": self._generator.get_state(),
+            "projector": self.projector.state_dict(),
+            "teacher": self._ema.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave. Everything is checked first: an error changes nothing.
+
+        Raises:
+            ValueError: missing or unknown entries, other settings, or tensors of other names or shapes.
+
+        Example: `align.load_state_dict(torch.load("checkpoint.pt")["align"])`.
+        """
+        mine = self.state_dict()
+        if state.keys() != mine.keys():
+            raise invalid("The state must be one of SelfAlignment.state_dict()", f"entries {sorted(state)}",
+                          f"Pass a dict with {sorted(mine)}.")  # fmt: skip
+        theirs, ours = state["settings"], mine["settings"]
+        differing = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
+        if differing:
+            raise invalid("The state must come from the same settings",
+                          ", ".join(f"{name} {theirs.get(name)!r} instead of {ours.get(name)!r}" for name in differing),
+                          "Build the loss with the settings that were saved, or start afresh.")  # fmt: skip
+        for name in ("projector", "teacher"):
+            check_same_tensors(f"The state's {name}", state[name], mine[name])
+        self.projector.load_state_dict(state["projector"])
+        self._ema.load_state_dict(state["teacher"])
+        self._generator.set_state(state["generator"].cpu())
+        self.step = int(state["step"])
+        self._watch.stepped()
+
+    def detach(self) -> None:
+        """Remove every hook: the model is as it was. The teacher stays, for sampling. A `with` block ends in it."""
+        if self._tap is not None:
+            self._tap.remove()
+            self._condition.remove()
+            self._tap = None
+
+    def __enter__(self) -> SelfAlignment:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.detach()
