@@ -1,15 +1,16 @@
 """The same condition on both sides, also for models that drop labels inside their own forward.
 
 A student in training mode may replace labels by the null class (classic DiT does); the teacher, in eval mode, would not.
-Dropped labels reach an `nn.Embedding` as indices: the student's indices are recorded and replayed in the teacher. Whether
-that covers what the model does is tried out once, before the first term; a model that it does not cover is refused.
+Dropped labels reach an `nn.Embedding` as indices: the student's indices are recorded and replayed in the teacher. A model
+whose forward draws random numbers is tried out once, before the first term: where replaying does not cover what it does
+before its first block, it is refused.
 """
 
 from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,24 +22,76 @@ from selfalign._checks import invalid
 
 from ._taps import Tap, run_until
 
+Indices = dict[str, list[torch.Tensor]]  # what each nn.Embedding received, in the order of its calls
+
 _TRIALS = 64  # a condition dropped with probability 0.1, once per batch, escapes them all with probability 0.001
 _MODE_IRRELEVANT = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
 
 class Condition:
-    """Records the indices that the student's embeddings receive and replays them in the teacher's."""
+    """Runs the teacher up to its tapped block, on the indices that the student's embeddings received.
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, tap: Tap) -> None:
-        self.teacher, self.tap = teacher, tap
-        self.seen: dict[str, list[torch.Tensor]] = {}  # of the student's last forward, in the order of calls
-        self.replaying: dict[str, list[torch.Tensor]] | None = None
-        self.of_time: set[str] | None = None  # embeddings of the time, which must keep the teacher's own; None: not known yet
-        self.checked = False
-        names = [name for name, module in student.named_modules() if isinstance(module, nn.Embedding)]
-        self.handles = [student.register_forward_pre_hook(lambda module, args: self.seen.clear())] if names else []
-        for name in names:
+    Args:
+        student, teacher: the model and its EMA.
+        tap: the student's tap, which knows when the student's forward runs.
+        first, last: paths of the first block (all before it embeds inputs and condition) and of the teacher's tapped block.
+        trusted: do not try the model out.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, tap: Tap, first: str, last: str, trusted: bool) -> None:
+        self.student, self.teacher, self.tap, self.checked = student, teacher, tap, trusted
+        self.first, self.last, self.where = teacher.get_submodule(first), teacher.get_submodule(last), last
+        self.seen: Indices = {}
+        self.replaying: Indices | None = None
+        self.given: set[int] = set()  # storages of the condition's tensors: an embedding that receives one is not of time
+        self.timeless: set[str] = set()  # further embeddings that were found not to depend on time
+        self.unknown: set[str] = set()
+        self.marks: list[Any] = []  # states of the random streams: before the student's forward, at its first block, after it
+        self.handles = [student.register_forward_pre_hook(self._begin)]
+        for name in [name for name, module in student.named_modules() if isinstance(module, nn.Embedding)]:
             self.handles.append(student.get_submodule(name).register_forward_pre_hook(self._recorder(name)))
             self.handles.append(teacher.get_submodule(name).register_forward_pre_hook(self._replayer(name)))
+        if not trusted:
+            self.handles.append(student.get_submodule(first).register_forward_pre_hook(self._mark))
+            self.handles.append(student.register_forward_hook(self._mark))
+
+    def run(self, forward: Callable[[Any], Any], t: Any, t_teacher: Any, clean: Any, given: Iterable[Any]) -> Any:
+        """The output of the teacher's tapped block.
+
+        Args:
+            forward: runs the teacher at given times [B], on the teacher's noisy input.
+            t, t_teacher, clean: the student's times, the teacher's, and the clean end of the path [B].
+            given: the condition's tensors.
+        """
+        indices, marks = dict(self.seen), list(self.marks)
+        self.forget()
+        self.given = {x.untyped_storage().data_ptr() for x in given if isinstance(x, torch.Tensor)}
+        output = self._reach(forward, t_teacher, indices)
+        if self.checked or not self.student.training:
+            return output
+        before_blocks, anywhere = (not _same(marks[0], m) for m in marks[1:]) if len(marks) == 3 else (True, True)
+        if anywhere and self.unknown:
+            self._find_timeless(forward, t, clean)
+            output = self._reach(forward, t_teacher, indices)
+        if before_blocks:
+            self._try_out(functools.partial(forward, t))
+        self.checked = not (anywhere and self.unknown and torch.equal(t, clean))
+        return output
+
+    def _reach(self, forward: Callable[[Any], Any], t: Any, indices: Indices) -> Any:
+        with self._replayed(indices):
+            return run_until(functools.partial(forward, t), self.last, self.where)
+
+    # What the student's hooks see
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        self.seen.clear()
+        self.marks.clear()
+        self._mark()
+
+    def _mark(self, *_: Any) -> None:
+        if not self.checked and not torch.compiler.is_compiling():
+            self.marks.append(_random_state())
 
     def _recorder(self, name: str) -> Callable[..., None]:
         def record(module: nn.Module, args: Any) -> None:
@@ -47,52 +100,51 @@ class Condition:
 
         return record
 
-    def _replayer(self, name: str) -> Callable[..., Any]:
-        def replay(module: nn.Module, args: Any) -> Any:
-            if self.replaying is None or not args:
-                return None
-            if name not in (self.of_time or ()) and self.replaying.get(name):
-                return (self.replaying[name].pop(0), *args[1:])
-            return None
+    def forget(self) -> None:
+        self.seen.clear()
+        self.marks.clear()
 
-        return replay
+    # What the teacher's hooks do
 
     @contextmanager
-    def replayed(self, indices: dict[str, list[torch.Tensor]]) -> Iterator[None]:
-        """Inside, the teacher's embeddings receive these indices instead of their own."""
+    def _replayed(self, indices: Indices) -> Iterator[None]:
         self.replaying = {name: list(calls) for name, calls in indices.items()}
         try:
             yield
         finally:
             self.replaying = None
 
-    def check(self, run: Callable[[Any], Any], t: torch.Tensor, clean: torch.Tensor, first: nn.Module, last: nn.Module) -> None:
-        """Find out which embeddings depend on time, and refuse a model whose dropped conditions cannot be replayed.
+    def _replayer(self, name: str) -> Callable[..., Any]:
+        def replay(module: nn.Module, args: Any) -> Any:
+            if not self.replaying or not self.replaying.get(name) or not args:
+                return None
+            students = self.replaying[name].pop(0)
+            if name in self.timeless or args[0].untyped_storage().data_ptr() in self.given:
+                return (students, *args[1:])
+            self.unknown.add(name)
+            return None
 
-        Args:
-            run: runs the teacher at given times, on fixed inputs.
-            t: times of the batch [B].
-            clean: other times, all at the clean end [B].
-            first: the teacher's first block: everything before it is what embeds the condition.
-            last: the teacher's tapped block.
-        """
-        if self.of_time is None and not torch.equal(t, clean):
-            reach = functools.partial(run_until, block=last, where="the teacher's block")
-            at_t, at_clean = (self._indices(functools.partial(reach, functools.partial(run, time)))[1] for time in (t, clean))
-            self.of_time = {name for name in at_t if not _same(at_t[name], at_clean.get(name))}
-        if not self.checked and self.of_time is not None:
-            self._try_out(lambda: run_until(lambda: run(t), first, "the first block", inputs=True), first)
-            self.checked = True
+        return replay
 
-    def _try_out(self, embed: Callable[[], Any], first: nn.Module) -> None:
-        with own_randomness(), torch.no_grad():
+    # Trying out, once
+
+    def _find_timeless(self, forward: Callable[[Any], Any], t: Any, clean: Any) -> None:
+        """Embeddings whose indices stay the same at other times carry a condition, not the time."""
+        runs = (functools.partial(run_until, functools.partial(forward, time), self.last, self.where) for time in (t, clean))
+        at_t, at_clean = (self._indices(run)[1] for run in runs)
+        self.timeless = {name for name in self.unknown if _same(at_t.get(name), at_clean.get(name))}
+
+    def _try_out(self, forward: Callable[[], Any]) -> None:
+        """Drop conditions as the student does, and see whether replaying the indices gives the first block the same inputs."""
+        embed = functools.partial(run_until, forward, self.first, "the first block", inputs=True)
+        with _own_randomness():
             for _ in range(_TRIALS):
                 before = _random_state()
-                with _training(self.teacher, first):
+                with _training(self.teacher, self.first):
                     inputs, indices = self._indices(embed)
                 if _same(before, _random_state()):
                     return  # nothing is drawn, nothing is dropped
-                with self.replayed(indices):
+                with self._replayed(indices):
                     replay = embed()
                 if not _same(inputs, replay):
                     raise invalid(
@@ -103,13 +155,13 @@ class Condition:
                         "the condition's, pass check_condition=False.",
                     )
 
-    def _indices(self, run: Callable[[], Any]) -> tuple[Any, dict[str, list[torch.Tensor]]]:
+    def _indices(self, run: Callable[[], Any]) -> tuple[Any, Indices]:
         """What `run` returns, and the indices that the teacher's embeddings receive in it."""
-        seen: dict[str, list[torch.Tensor]] = {}
-        embeddings = {name: m for name, m in self.teacher.named_modules() if isinstance(m, nn.Embedding)}
+        seen: Indices = {}
         handles = [
             module.register_forward_pre_hook(lambda _, args, name=name: seen.setdefault(name, []).append(args[0]))
-            for name, module in embeddings.items()
+            for name, module in self.teacher.named_modules()
+            if isinstance(module, nn.Embedding)
         ]
         try:
             return run(), seen
@@ -117,14 +169,8 @@ class Condition:
             for handle in handles:
                 handle.remove()
 
-    def take(self) -> dict[str, list[torch.Tensor]]:
-        """The indices of the student's last forward, once."""
-        indices = dict(self.seen)
-        self.seen.clear()
-        return indices
-
     def remove(self) -> None:
-        self.seen.clear()
+        self.forget()
         for handle in self.handles:
             handle.remove()
 
@@ -145,7 +191,7 @@ def _training(model: nn.Module, first_block: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def own_randomness() -> Iterator[None]:
+def _own_randomness() -> Iterator[None]:
     """Leaves the random streams of torch, numpy and Python as they were."""
     python, arrays = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng():

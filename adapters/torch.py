@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from selfalign._checks import check_time, invalid
 from selfalign.loss import SRALoss
 from selfalign.paths import Path
 
-from ._condition import Condition, own_randomness
+from ._condition import Condition
 from ._ema import Teacher, check_same_tensors
 from ._taps import Select, Tap, find_blocks, find_module, read_width, run_until, tokens_of
 from ._watch import Watch
@@ -118,12 +117,12 @@ class SelfAlignment:
         model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper shares the module it wraps
         self.model, self.loss, self.select = model, loss, select
         self.call = call or (lambda module, x, t, *args, **kwargs: module(x, t, *args, **kwargs))
-        self.check_condition, self.check_finite, self.log_metrics = check_condition, check_finite, log_metrics
+        self.check_finite, self.log_metrics = check_finite, log_metrics
         self.metrics: dict[str, torch.Tensor] = {}
         self.step = 0  # optimizer steps done
 
         given = teacher if isinstance(teacher, nn.Module) else None
-        self._first, *self.taps = self._find_taps(blocks, student, teacher if isinstance(teacher, str) else None)
+        first, *self.taps = self._find_taps(blocks, student, teacher if isinstance(teacher, str) else None)
         block = model.get_submodule(self.taps[0])
         self._ema = Teacher(model, given)
         width = width or read_width(block) or self._dry_run(example)
@@ -133,7 +132,7 @@ class SelfAlignment:
         self._generator = torch.Generator(like.device).manual_seed(seed)
 
         self._tap: Tap | None = Tap(model, block, self.taps[0])
-        self._condition = Condition(model, self.teacher, self._tap)
+        self._condition = Condition(model, self.teacher, self._tap, first, self.taps[1], trusted=not check_condition)
         self._watch = Watch(model, self.projector)
 
     def _find_taps(self, blocks: str | None, student: str | None, teacher: str | None) -> tuple[str, str, str]:
@@ -157,7 +156,7 @@ class SelfAlignment:
         if example is None:
             raise invalid("The width of the tapped block must be known", f"{where!r}, which does not tell it unambiguously",
                           "Pass width=D, or example=(x, t, *condition) for a dry run.")  # fmt: skip
-        with torch.no_grad(), own_randomness():
+        with torch.no_grad(), torch.random.fork_rng():
             output = run_until(lambda: self.call(self.teacher, *example), self.teacher.get_submodule(where), where)
         return tokens_of(output, self.select, where).shape[-1]
 
@@ -189,18 +188,13 @@ class SelfAlignment:
 
         Example: see the class.
         """
-        student, indices = self._attached().take(self.select), self._condition.take()
+        student = self._attached().take(self.select)
         if u is None:
             u = torch.rand(t.shape, generator=self._generator, device=self._generator.device)
-        with torch.no_grad():
-            if not self._condition.checked:
-                check_time(self.path, t.detach().cpu())  # on a GPU only in the first steps: it waits for the device
-            t_teacher = self.loss.teacher_time(t, u)
-            x_teacher = self.path.add_noise(x0, noise, t_teacher)
         enabled, dtype = self._attached().autocast
         with torch.autocast(student.device.type, dtype=dtype, enabled=enabled):
-            run = functools.partial(self._run_teacher, x_teacher, condition, conditions)
-            tokens, projected = self._teacher_tokens(run, t, t_teacher, indices), self.projector(student)
+            tokens = self._teacher_tokens(x0, noise, t, u, condition, conditions)
+            projected = self.projector(student)
             if self.check_finite or self.log_metrics:
                 self.metrics = self.loss.metrics(projected, tokens)
             if self.check_finite:
@@ -209,23 +203,24 @@ class SelfAlignment:
         self._watch.note_align()
         return term
 
-    def _run_teacher(self, x: Any, condition: Any, conditions: Any, t: Any) -> Any:
-        return self.call(self.teacher, x, t, *condition, **conditions)
+    @torch.no_grad()
+    def _teacher_tokens(self, x0: Any, noise: Any, t: Any, u: Any, condition: Any, conditions: Any) -> torch.Tensor:
+        if self.step == 0:
+            check_time(self.path, t.detach().cpu())  # on a GPU in the first step only: it waits for the device
+        t_teacher = self.loss.teacher_time(t, u)
+        x_teacher = self.path.add_noise(x0, noise, t_teacher)
 
-    def _teacher_tokens(self, run: Any, t: Any, t_teacher: Any, indices: dict[str, list[torch.Tensor]]) -> torch.Tensor:
-        where, block = self.taps[1], self.teacher.get_submodule(self.taps[1])
+        def forward(time: torch.Tensor) -> Any:
+            return self.call(self.teacher, x_teacher, time, *condition, **conditions)
+
         mode = self.teacher.training  # always eval for a teacher of ours; a user's own EMA gets its mode back
         self.teacher.eval()
         try:
-            with torch.no_grad():
-                if self.check_condition and self.model.training and not self._condition.checked:
-                    clean = torch.full_like(t, self.path.clean_at)
-                    self._condition.check(run, t, clean, self.teacher.get_submodule(self._first), block)
-                with self._condition.replayed(indices):
-                    output = run_until(lambda: run(t_teacher), block, where)
+            clean = torch.full_like(t, self.path.clean_at)
+            output = self._condition.run(forward, t, t_teacher, clean, [*condition, *conditions.values()])
         finally:
             self.teacher.train(mode)
-        return tokens_of(output, self.select, where)
+        return tokens_of(output, self.select, self.taps[1])
 
     def _check_finite(self) -> None:
         sick = [side for side in ("student", "teacher") if not self.metrics[f"{side}_finite"]]
