@@ -119,10 +119,14 @@ class Condition:
             if not self.replaying or not self.replaying.get(name) or not args:
                 return None
             students = self.replaying[name].pop(0)
-            if name in self.timeless or args[0].untyped_storage().data_ptr() in self.given:
-                return (students, *args[1:])
-            self.unknown.add(name)
-            return None
+            if name not in self.timeless and args[0].untyped_storage().data_ptr() not in self.given:
+                self.unknown.add(name)
+                return None
+            if students.shape != args[0].shape:
+                raise invalid("align() must get the student's batch",
+                              f"{name} looked up {tuple(students.shape)} for the student, now {tuple(args[0].shape)}",
+                              "Pass the x0, noise, t and condition of the model's last forward.")  # fmt: skip
+            return (students, *args[1:])
 
         return replay
 

@@ -1,0 +1,123 @@
+"""Student and teacher see the same condition, also where the model drops labels itself; or the model is refused."""
+
+import pytest
+import torch
+from dit_models import DiT, MaskedLabelDiT, PythonRandomDiT, ShiftedLabelDiT, TimeTableDiT
+
+import selfalign
+from selfalign.adapters.torch import SelfAlignment
+
+
+def received(module):
+    """What an embedding looks up, call by call (seen behind the adapter's own hooks)."""
+    calls = []
+    module.register_forward_hook(lambda m, args, out: calls.append(args[0].clone()))
+    return calls
+
+
+def conditions_of(model):
+    """What the model's fourth block receives as its condition, run by run."""
+    conditions = []
+    model.blocks[3].register_forward_pre_hook(lambda m, args: conditions.append(args[1].detach()))
+    return conditions
+
+
+@pytest.mark.parametrize("kind", [DiT, TimeTableDiT, ShiftedLabelDiT])
+def test_labels_dropped_inside_the_model_are_dropped_in_the_teacher(kind, loss, batch):
+    model = kind(label_dropout=0.5)
+    align = SelfAlignment(model, loss)
+    x0, noise, t, y = (part.repeat(8, *[1] * (part.ndim - 1)) for part in batch)
+    student, teacher = conditions_of(model), conditions_of(align.teacher)
+    for _ in range(3):
+        model(x0, t, y)
+        align(x0, noise, t, y, u=torch.zeros(32))  # without a gap and an update, the conditions must be equal
+        assert torch.equal(student[-1], teacher[-1])
+        assert not torch.equal(student[-1], model.eval().embed_time(t) + model.embed_label(y))
+        model.train()
+        align._watch.stepped()
+
+
+def test_time_looked_up_in_an_embedding_stays_the_teachers_own(loss, batch):
+    model = TimeTableDiT(label_dropout=0.5)
+    align = SelfAlignment(model, loss)
+    x0, noise, t, y = batch
+    conditions = conditions_of(align.teacher)
+    for _ in range(2):
+        model(x0, t, y)
+        labels = align._condition.seen["y_embedder.embedding_table"][0]
+        u = torch.full((4,), 0.5)
+        align(x0, noise, t, y, u=u)
+        expected = model.embed_time(loss.teacher_time(t, u)) + model.y_embedder.embedding_table(labels)
+        assert torch.equal(conditions[-1], expected)
+
+
+def test_diffusers_dit_drops_per_block_and_so_does_the_teacher(diffusers_dit):
+    """Each block of diffusers' DiT draws its own dropped labels."""
+    align = SelfAlignment(diffusers_dit, selfalign.SRALoss(student_layer=2, teacher_layer=4, path="discrete"))
+    x0, t, y = torch.randn(64, 4, 8, 8), torch.randint(0, 1000, (64,)), torch.randint(0, 1000, (64,))
+    tables = [[m for n, m in side.named_modules() if n.endswith("embedding_table")] for side in (diffusers_dit, align.teacher)]
+    student, teacher = ([received(table) for table in side] for side in tables)
+    diffusers_dit(x0, t, y)
+    mine = [calls[0] for calls in student]
+    align(x0, torch.randn_like(x0), t, y)
+    assert len(mine) == 6
+    assert any(not torch.equal(ids, y) for ids in mine)
+    for calls, ids in list(zip(teacher, mine, strict=True))[:4]:
+        assert torch.equal(calls[0], ids)
+
+
+@pytest.mark.parametrize("kind", [MaskedLabelDiT, PythonRandomDiT])
+def test_models_whose_dropping_cannot_be_replayed_are_refused(kind, loss, batch):
+    model = kind()
+    align = SelfAlignment(model, loss)
+    model(batch[0], *batch[2:])
+    with pytest.raises(ValueError, match=r"must see the same condition. Received: \w+ draws random numbers.*check_condition"):
+        align(*batch)
+
+
+def test_check_can_be_switched_off(loss, batch):
+    model = MaskedLabelDiT()
+    align = SelfAlignment(model, loss, check_condition=False)
+    model(batch[0], *batch[2:])
+    assert align(*batch).item() > 0
+
+
+def test_trying_out_leaves_random_streams_modes_and_weights_alone(loss, batch):
+    model = DiT(label_dropout=0.5)
+    align = SelfAlignment(model, loss)
+    model(batch[0], *batch[2:])
+    stream, weights = torch.get_rng_state(), {n: v.clone() for n, v in align.teacher.state_dict().items()}
+    align(*batch)
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert not any(module.training for module in align.teacher.modules())
+    assert all(torch.equal(v, weights[n]) for n, v in align.teacher.state_dict().items())
+
+
+def test_dropout_layers_are_not_mistaken_for_a_condition(loss, batch):
+    model = DiT(label_dropout=0.5)
+    model.x_embedder = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Dropout(0.5))
+    align = SelfAlignment(model, loss)
+    model(batch[0], *batch[2:])
+    assert align(*batch).item() > 0
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_compiled_model_that_drops_labels(loss, batch):
+    model = DiT(label_dropout=0.5)
+    align = SelfAlignment(model, loss)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    conditions = conditions_of(align.teacher)
+    x0, noise, t, y = (part.repeat(8, *[1] * (part.ndim - 1)) for part in batch)
+    compiled(x0, t, y)
+    ids = align._condition.seen["y_embedder.embedding_table"][0]
+    align(x0, noise, t, y, u=torch.zeros(32))
+    assert torch.equal(conditions[-1], model.embed_time(t) + model.y_embedder.embedding_table(ids))
+    assert not torch.equal(ids, y)
+
+
+def test_sampling_with_the_teacher_is_not_replayed(loss, batch, make_loop):
+    loop = make_loop(DiT(label_dropout=0.5), loss)
+    loop.step(batch)
+    looked_up = received(loop.align.teacher.y_embedder.embedding_table)
+    loop.align.teacher(batch[0], *batch[2:])
+    assert torch.equal(looked_up[-1], batch[3])
