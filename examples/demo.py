@@ -27,6 +27,7 @@ import scipy.linalg
 import torch
 import torch.nn.functional as F
 import torch_sit
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -79,9 +80,7 @@ def train_arm(job: Job, arguments: list[str], images: int, sampling_steps: int, 
     device, y = run.data.images.device, torch.arange(images) % len(run.data.classes)
     noise = torch.randn((images, *run.data.images.shape[1:]), generator=torch.Generator().manual_seed(1))
     samples = torch_sit.sample(run.ema, noise.to(device), y.to(device), sampling_steps).clamp(-1, 1)
-    result = Result(denoising, alignment, held_out_loss(run), probe_accuracies(run), samples.cpu().numpy())
-    messages.put((job, run.step, "done"))
-    return result
+    return Result(denoising, alignment, held_out_loss(run), probe_accuracies(run), samples.cpu().numpy())
 
 
 def start(arguments: list[str]) -> torch_sit.Run:
@@ -117,9 +116,8 @@ def probe_accuracies(run: torch_sit.Run) -> list[float]:
 def features(run: torch_sit.Run, x0: torch.Tensor) -> list[np.ndarray]:
     """The EMA model's mean token [n, D] after each block, of images at PROBE_TIME."""
     tokens: list[np.ndarray] = []
-    hooks = [
-        block.register_forward_hook(lambda _, __, out: tokens.append(out.mean(1).cpu().numpy())) for block in run.ema.blocks
-    ]
+    keep = lambda block, inputs, output: tokens.append(output.mean(1).cpu().numpy())  # noqa: E731
+    hooks = [block.register_forward_hook(keep) for block in run.ema.blocks]
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3)).to(x0.device)
     t = torch.full((len(x0),), PROBE_TIME, device=x0.device)
     nothing = torch.full((len(x0),), run.model.null_class, device=x0.device)  # told the class, it would only repeat it
@@ -135,9 +133,8 @@ def train_all(jobs: dict[Job, list[str]], images: int, sampling_steps: int) -> d
     workers = min(len(jobs), os.cpu_count() or 1)
     with spawn.Manager() as manager, ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         messages = manager.Queue()
-        futures = {
-            job: pool.submit(train_arm, job, arguments, images, sampling_steps, messages) for job, arguments in jobs.items()
-        }
+        rest = images, sampling_steps, messages
+        futures = {job: pool.submit(train_arm, job, arguments, *rest) for job, arguments in jobs.items()}
         show_progress(futures, torch_sit.parse(next(iter(jobs.values()))).steps, messages)
         return {job: future.result() for job, future in futures.items()}
 
@@ -153,6 +150,8 @@ def show_progress(futures: dict[Job, Future], steps: int, messages: Any) -> None
             for future in futures.values():
                 if future.done() and future.exception():
                     raise future.exception()
+        for bar in bars.values():
+            progress.update(bar, completed=steps, state="done")
 
 
 def time_steps(jobs: dict[Job, list[str]], count: int) -> dict[str, float]:
@@ -164,7 +163,7 @@ def time_steps(jobs: dict[Job, list[str]], count: int) -> dict[str, float]:
     for turn in range(count + 3):
         for arm, run in runs.items():
             began = time.perf_counter()
-            run.training_step()
+            torch.stack(run.training_step()).tolist()  # reading the losses waits for a GPU
             if turn >= 3:  # the first steps are slower: memory is allocated, checks are made
                 seconds[arm].append(time.perf_counter() - began)
     torch.set_num_threads(threads)
@@ -200,7 +199,7 @@ class Judge(nn.Module):
     @torch.no_grad()
     def frechet(self, images: torch.Tensor) -> float:
         """Frechet distance between Gaussians fitted to the features of `images` and of all real training images."""
-        (mean, covariance), (real_mean, real_covariance) = (self._gaussian(x) for x in (images, self.data.images))
+        (mean, covariance), (real_mean, real_covariance) = map(self._gaussian, (images, self.data.images))
         root = scipy.linalg.sqrtm(covariance @ real_covariance).real
         return float(np.sum((mean - real_mean) ** 2) + np.trace(covariance + real_covariance - 2 * root))
 
@@ -230,18 +229,16 @@ class Metric(NamedTuple):
         return [b - a for a, b in zip(*(self.values[arm] for arm in ARMS), strict=True)]
 
     def verdict(self) -> str:
-        """What the numbers say of SRA: a word only where every seed agrees, by more than either arm's spread on average."""
-        differences = self.differences
-        if len(differences) < 2:
-            return "one seed: no verdict"
-        spread = max(statistics.stdev(values) for values in self.values.values())
-        agree = all(d > 0 for d in differences) or all(d < 0 for d in differences)
-        if not agree or abs(statistics.fmean(differences)) <= spread:
+        """What the numbers say of SRA: a word only where all seeds agree, and by twice the differences' spread on average."""
+        d = self.differences
+        if len(d) < 2:
+            return "one seed has no spread, so this decides nothing"
+        if not (min(d) > 0 or max(d) < 0) or abs(statistics.fmean(d)) <= 2 * statistics.stdev(d):
             return "within the seeds' spread"
-        higher = differences[0] > 0
+        higher = d[0] > 0
         if not self.better:
-            return "higher" if higher else "lower"
-        return "better" if higher == (self.better == "higher") else "worse"
+            return "higher with SRA" if higher else "lower with SRA"
+        return "better with SRA" if higher == (self.better == "higher") else "worse with SRA"
 
 
 def measure(results: dict[Job, Result], judge: Judge, layers: tuple[int, int]) -> list[Metric]:
@@ -270,41 +267,35 @@ def spread(values: list[float], sign: str = "") -> str:
 
 
 def print_table(metrics: list[Metric], seconds: dict[str, float], seeds: list[int], console: Console) -> None:
-    table = Table(title=f"mean ± sd over seeds {', '.join(map(str, seeds))}")
+    table = Table(title=f"Mean ± sd over the seeds {', '.join(map(str, seeds))}", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    for column in (*ARMS, "difference", "real images"):
+    for column in (*ARMS, "difference", "real"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("SRA is")
     arrows = {"lower": " ↓", "higher": " ↑", "": ""}
     for m in metrics:
-        real = "" if m.real is None else f"{m.real:.3f}"
         cells = (spread(m.values[arm]) for arm in ARMS)
-        table.add_row(m.name + arrows[m.better], *cells, spread(m.differences, "+"), real, m.verdict())
+        table.add_row(m.name + arrows[m.better], *cells, spread(m.differences, "+"), f"{m.real:.3f}" if m.real else "")
     plain, aligned = (1000 * seconds[arm] for arm in ARMS)
-    table.add_row("Time per training step", f"{plain:.1f} ms", f"{aligned:.1f} ms", f"x {aligned / plain:.2f}", "", "")
+    table.add_row("Time per training step ↓", f"{plain:.1f} ms", f"{aligned:.1f} ms", f"x {aligned / plain:.2f}", "")
     console.print(table)
 
 
-def closing_words(metrics: list[Metric], results: dict[Job, Result]) -> str:
-    """One sentence per metric, and what a run of this size can and cannot show; computed, so that it may say that SRA lost."""
-    lines = []
-    for m in metrics:
-        without, aligned = (statistics.fmean(m.values[arm]) for arm in ARMS)
-        lines.append(f"* {m.name}: {without:.3f} without SRA, {aligned:.3f} with it: {m.verdict()}.")
+def closing_words(metrics: list[Metric]) -> str:
+    """A sentence per metric, and what a run of this size can show; the words come from the numbers, also where SRA loses."""
+    lines = [f"* {m.name}: {m.verdict()}." for m in metrics]
     nearest = metrics[-1]
     closeness = statistics.fmean(itertools.chain(*nearest.values.values())) / (nearest.real or 1.0)
-    lines.append(
-        f"\nSamples lie at {closeness:.2f} times the distance of unseen real images from the nearest training image"
-        + (": training images are being copied, and scores of generation are flattered." if closeness < 0.8 else ".")
-    )
-    return "\n".join(lines) + CAN_SHOW
+    copies = "a sign of copying, which flatters the scores of generation" if closeness < 0.7 else "no sign of copying"
+    return "\n".join([*lines, "", f"Samples lie {closeness:.2f} times as far from the nearest training image as unseen real "
+                      f"images do: {copies}. {CAN_SHOW}"])  # fmt: skip
 
 
-CAN_SHOW = """
-A run this small can show how the representation moves: the probe reads what blocks know of the class, which they are not told.
-At the student's block part of a gain is by construction, since SRA pulls it toward a later block. A run this small cannot show
-whether samples of a large model get better, which the paper measures after 400,000 steps on ImageNet: a thousand tiny images
-are soon known by heart, and differences of generation here are noise until many seeds say otherwise."""
+CAN_SHOW = (
+    "A run this small can show how the representation moves: the probe reads how much a block knows of a class it is not told. "
+    "At the student's block part of a gain is by construction, since SRA pulls it toward a later one. It cannot show what "
+    "becomes of a large model's samples, which the paper measures after 400,000 steps on ImageNet: this training ends early, "
+    "and if it went on, a thousand tiny images would soon be known by heart."
+)
 
 
 # -------------------------------------------------------------------------------------------------------------- the picture
@@ -333,11 +324,10 @@ def draw(results: dict[Job, Result], metrics: list[Metric], layers: tuple[int, i
 
 
 def draw_samples(axis: Any, samples: torch.Tensor, arm: str, classes: int = 10, columns: int = 14) -> None:
-    rows = (
-        samples[: len(samples) // classes * classes].unflatten(0, (-1, classes))[:columns].transpose(0, 1)
-    )  # [class, n, C, H, W]
-    tiles = F.pad(rows[:, :, 0], (0, 1, 0, 1), value=1.0)  # [class, n, H + 1, W + 1]
-    axis.imshow(tiles.permute(0, 2, 1, 3).flatten(2).flatten(0, 1), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+    rows = samples.cpu().unflatten(0, (-1, classes))[:columns].transpose(0, 1)  # [classes, columns, C, H, W]
+    tiles = F.pad(rows[:, :, 0], (0, 1, 0, 1), value=1.0)  # [classes, columns, H + 1, W + 1]
+    mosaic = tiles.transpose(1, 2).flatten(2).flatten(0, 1)  # [classes * (H + 1), columns * (W + 1)]
+    axis.imshow(mosaic.numpy(), cmap="gray", vmin=-1, vmax=1)
     side = tiles.shape[-1]
     axis.set_yticks([side * (row + 0.5) - 1 for row in range(classes)], [str(row) for row in range(classes)])
     axis.set_xticks([])
@@ -363,6 +353,8 @@ def draw_losses(axis: Any, results: dict[Job, Result]) -> None:
     for arm in ARMS:
         draw_band(axis, *curves(results, arm, "denoising"), arm)
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}")
     axis.set(title="Denoising loss in training", xlabel="step")
     axis.legend(frameon=False)
 
@@ -370,7 +362,7 @@ def draw_losses(axis: Any, results: dict[Job, Result]) -> None:
 def draw_cosine(axis: Any, results: dict[Job, Result]) -> None:
     steps, distance = curves(results, "with SRA", "alignment")
     draw_band(axis, steps, 1 - distance, "with SRA")
-    axis.set(title="Alignment: cosine of student and teacher", xlabel="step", ylim=(0, 1))
+    axis.set(title="Cosine of student and teacher", xlabel="step", ylim=(0, 1))
 
 
 def draw_probes(axis: Any, results: dict[Job, Result], layers: tuple[int, int]) -> None:
@@ -382,7 +374,7 @@ def draw_probes(axis: Any, results: dict[Job, Result], layers: tuple[int, int]) 
             axis.plot(blocks + shift, row, ".", color="black", markersize=3)
     names = {layers[0]: "\nstudent", layers[1]: "\nteacher"}
     axis.set_xticks(blocks, [f"{block}{names.get(block, '')}" for block in blocks])
-    axis.set(title="Linear probe: class read from the mean token (dots: seeds)", xlabel="after block", ylim=(0, 1))
+    axis.set(title="Linear probe accuracy by block (dots: seeds)", xlabel="after block", ylim=(0, 1))
     axis.legend(frameon=False, loc="upper left", ncols=2)
 
 
@@ -399,9 +391,7 @@ def parse() -> argparse.Namespace:
         parser.set_defaults(steps=20, seeds=[0, 1])
     settings = parser.parse_args()
     if settings.steps < 4 or len(set(settings.seeds)) < len(settings.seeds):
-        parser.error(
-            f"Steps must be at least 4 and seeds differ. Received: --steps {settings.steps}, --seeds {settings.seeds}."
-        )
+        parser.error(f"Four steps are the least, and seeds must differ. Received: {settings.steps}, {settings.seeds}.")
     return settings
 
 
@@ -421,7 +411,7 @@ def main() -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     draw(results, metrics, layers, settings.out / "demo.png")
     print_table(metrics, seconds, settings.seeds, console)
-    console.print(closing_words(metrics, results), highlight=False)
+    console.print(closing_words(metrics), highlight=False)
     console.print(f"\nPicture: {settings.out / 'demo.png'} ({time.perf_counter() - began:.0f} s in all)", soft_wrap=True)
 
 

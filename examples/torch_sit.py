@@ -26,11 +26,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.progress import Progress, TextColumn
-from selfalign.adapters.torch import SelfAlignment
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import selfalign
+from selfalign.adapters.torch import SelfAlignment
 
 # ---------------------------------------------------------------------------------------------------------------- the model
 
@@ -70,6 +70,9 @@ class SiT(nn.Module):
 
     def __init__(self, size: int, channels: int, classes: int, patch: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
+        if size % patch or width % heads or width % 4:
+            raise ValueError(f"The patch must divide the side; heads, and 4, the width. Received: patch {patch}, side {size}, "
+                             f"heads {heads}, width {width}. Choose others, or another --image-size.")  # fmt: skip
         self.patch, self.side, self.null_class = patch, size // patch, classes  # one class more: "none", for guidance
         self.patch_embedder = nn.Linear(channels * patch**2, width)
         self.time_embedder = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -115,7 +118,7 @@ class Run:
         self.settings, self.data, self.step = settings, data, 0
         device = data.images.device
         torch.manual_seed(settings.seed)  # the model's first weights; SRA draws from generators of its own
-        self.draws = torch.Generator(device).manual_seed(settings.seed)  # noise, times, dropped labels
+        self.draws = torch.Generator(device).manual_seed(settings.seed + 1)  # noise, times, dropped labels
         _, channels, size, _ = data.images.shape
         shape = {name: getattr(settings, name) for name in ("patch", "width", "depth", "heads")}
         self.model = SiT(size, channels, len(data.classes), **shape).to(device)
@@ -127,9 +130,8 @@ class Run:
             self.align = SelfAlignment(self.model, loss)  # SRA
             parameters += self.align.projector.parameters()  # SRA
         else:  # what is sampled from is an EMA in any case; with SRA it is the teacher
-            self.average = AveragedModel(
-                self.model, multi_avg_fn=lambda old, new, n: torch._foreach_lerp_(old, new, 1 - decay(int(n)))
-            )
+            average = lambda old, new, count: torch._foreach_lerp_(old, new, 1 - decay(int(count)))  # noqa: E731
+            self.average = AveragedModel(self.model, multi_avg_fn=average)
         self.optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0)
 
     @property
@@ -181,6 +183,8 @@ class Run:
         os.replace(partial, file)  # at once: whatever happens, `file` is a whole checkpoint, the old one or the new one
 
     def load(self, file: Path) -> None:
+        if not file.is_file():
+            raise ValueError(f"--resume needs a checkpoint. Received: no file {file}. Train without --resume, or check --out.")
         state = torch.load(file, weights_only=True, map_location=self.data.images.device)
         mine = fixed(self.settings)
         changed = [f"{name}={state['settings'].get(name)}" for name in mine if mine[name] != state["settings"].get(name)]
@@ -236,7 +240,7 @@ def draw_samples(run: Run, file: Path, columns: int = 10) -> None:
     figure, axes = pyplot.subplots(len(names), 1, figsize=(columns * 0.6 + 1.2, len(names) * 0.62), squeeze=False)
     for axis, name, row in zip(axes[:, 0], names, images.split(columns), strict=True):
         strip = torch.cat([F.pad(image, (0, 1), value=1.0) for image in row], dim=2)  # [C, H, columns * (W + 1)]
-        axis.imshow(strip.permute(1, 2, 0).squeeze(2), cmap="gray", vmin=0, vmax=1)
+        axis.imshow(strip.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
@@ -394,7 +398,7 @@ def main() -> None:
         run = Run(data, settings)
         if settings.resume:
             run.load(checkpoint)
-    except (ValueError, FileNotFoundError) as error:
+    except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     settings.out.mkdir(parents=True, exist_ok=True)
     if not train(run, checkpoint):

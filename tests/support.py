@@ -36,7 +36,7 @@ def tensor(value, dtype=None):
     if BACKEND == "torch":
         import torch
 
-        return torch.tensor(value.tolist(), dtype=torch.float64 if value.dtype.kind == "f" else None).to(getattr(torch, dtype))
+        return torch.tensor(value).to(getattr(torch, dtype))
     if BACKEND == "jax":
         import jax.numpy as jnp
 
@@ -86,6 +86,7 @@ def gradients(function, *inputs):
 
 
 def floats(low, high):
+    low, high = float(np.float32(low)), float(np.float32(high))
     return st.floats(low, high, width=32, allow_subnormal=False)
 
 

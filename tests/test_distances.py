@@ -147,7 +147,9 @@ def test_a_mask_over_samples_is_that_mask_over_their_tokens(x, kept):
     mask = np.array(kept)[: len(x)]
     spread = np.repeat(mask[:, None], x.shape[1], axis=1)
     np.testing.assert_allclose(
-        array(distances.masked_mean(tensor(x), tensor(mask))), array(distances.masked_mean(tensor(x), tensor(spread))), rtol=1e-5
+        array(distances.masked_mean(tensor(x), tensor(mask))),
+        array(distances.masked_mean(tensor(x), tensor(spread))),
+        rtol=1e-5,
     )
 
 

@@ -1,6 +1,7 @@
 """Noise paths against the oracle, and the laws that hold on all of them."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from support import CONTINUOUS, FLOATS, PATHS, UNIT_TIME, array, draws, dtype_of, generators, is_tensor, tensor, times
 
-from selfalign import paths, time_gap
+from selfalign import SRALoss, paths, time_gap
 
 ALL = pytest.mark.parametrize("name", PATHS)
 
@@ -112,7 +113,7 @@ def test_samples_differ_by_the_gap_times_the_velocity_on_the_linear_path(t, u, r
 def test_the_clean_end_is_the_sample_itself(name):
     path, _ = PATHS[name]
     x0, noise = sample(np.random.default_rng(0), 2, 3), sample(np.random.default_rng(1), 2, 3)
-    t = tensor(np.full(2, path.clean_at))
+    t = tensor(np.full(2, float(path.clean_at)))
     assert np.array_equal(array(path.add_noise(tensor(x0), tensor(noise), t)), x0)
 
 
@@ -120,7 +121,7 @@ def test_the_clean_end_is_the_sample_itself(name):
 def test_the_noisy_end_is_the_noise(name):
     path, _ = PATHS[name]
     x0, noise = sample(np.random.default_rng(0), 2, 3), sample(np.random.default_rng(1), 2, 3)
-    t = tensor(np.full(2, path.noise_at))
+    t = tensor(np.full(2, float(path.noise_at)))
     np.testing.assert_allclose(array(path.add_noise(tensor(x0), tensor(noise), t)), noise, atol=1e-6)
 
 
@@ -212,7 +213,8 @@ def test_edm_time_is_the_noise_level():
 @ALL
 def test_the_ends_are_where_the_path_says(name):
     path, _ = PATHS[name]
-    clean, noisy = (tensor(np.array([end])) for end in (path.clean_at, path.noise_at))
+    dtype = "int32" if path.discrete else "float32"
+    clean, noisy = (tensor([end], dtype) for end in (path.clean_at, path.noise_at))
     assert array(path.snr(clean))[0] > 4 * array(path.snr(noisy))[0]
     assert path.bounds[0] <= min(path.clean_at, path.noise_at)
     assert path.bounds[1] >= max(path.clean_at, path.noise_at)
@@ -257,3 +259,10 @@ def test_a_path_of_your_own():
     assert np.array_equal(array(path.velocity(x0, noise, t))[:, 0], [2, 4])
     assert np.array_equal(array(path.snr(t)), [16, 1])
     assert np.array_equal(array(time_gap.teacher_time(path, t, tensor([0.5, 0.5]), 0.5)), [0.25, 0.75])
+
+
+def test_a_path_of_your_own_does_not_stop_the_settings():
+    """Checkpoints keep the settings: as for callables, the name is saved and the object is passed again."""
+    loss = SRALoss(student_layer=1, teacher_layer=2, path=Straight())
+    settings = json.loads(json.dumps(loss.settings()))
+    assert SRALoss.from_settings(settings, path=loss.path) == loss

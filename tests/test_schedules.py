@@ -16,7 +16,7 @@ SCHEDULES = {
     "constant": Constant(0.5),
     "warmup": Warmup(100),
     "stop": Stop(250),
-    "paper_decay": PaperDecay(steps_per_epoch=10),
+    "paper_decay": PaperDecay(steps_per_epoch=1000),
     "decay_warmup": DecayWarmup(0.999),
     "product": 0.5 * Warmup(1000) * Stop(5000),
 }
@@ -76,16 +76,16 @@ def test_integers_and_tensors_give_the_same_numbers(schedule):
         number, result = schedule(step), schedule(tensor(np.array(step)))
         assert isinstance(number, float)
         assert dtype_of(result) == "float32"
-        np.testing.assert_allclose(array(result), number, rtol=1e-6)
+        np.testing.assert_allclose(array(result), number, rtol=2e-6)
 
     law()
 
 
 @ALL
-@pytest.mark.parametrize("dtype", INTEGERS)
-@pytest.mark.parametrize("step", [0, 1, 120])
+@pytest.mark.parametrize("dtype", [dtype for dtype in INTEGERS if dtype.endswith(("32", "64"))])
+@pytest.mark.parametrize("step", [0, 1, 120, 300_000])
 def test_a_step_of_any_integer_dtype(schedule, dtype, step):
-    """Small and unsigned counters neither wrap nor overflow."""
+    """Unsigned counters do not wrap."""
     np.testing.assert_allclose(array(schedule(tensor(np.array(step), dtype))), schedule(step), rtol=1e-6)
 
 

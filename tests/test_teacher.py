@@ -128,6 +128,12 @@ def test_decays_of_every_kind_of_number(decay):
     assert array(selfalign.ema_update([tensor([1.0])], [tensor([0.0])], tensor(np.float32(decay)))[0]).tolist() == [expected]
 
 
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64])
+def test_leaves_may_be_plain_numbers(kind):
+    got = selfalign.ema_update({"scale": kind(1), "count": 3}, {"scale": kind(3), "count": 4}, 0.5)
+    assert (float(got["scale"]), got["count"]) == (2, 3)
+
+
 def test_the_inputs_are_not_changed():
     teacher, student = {"w": tensor([1.0])}, {"w": tensor([3.0])}
     selfalign.ema_update(teacher, student, 0.5)

@@ -26,7 +26,7 @@ def test_equals_the_oracle(name):
 
     @given(times(name), st.lists(st.integers(0, 199), min_size=8, max_size=8), st.sampled_from([0.2, 0.4]))
     def law(t, k, max_gap):
-        u = (np.array(k) + 0.5) / 200  # in the middle of a step, so that rounding cannot change the step
+        u = (np.array(k) + 0.25) / 200  # inside a step, so that rounding cannot change the step
         got = teacher_time(path, tensor(t), tensor(u), max_gap)
         wanted = oracle.teacher_time(expected, t if path.discrete else t.astype("float64"), u, max_gap)
         np.testing.assert_allclose(array(got), wanted, rtol=1e-5, atol=1e-6)
@@ -38,7 +38,7 @@ def test_equals_the_oracle(name):
 def test_the_teacher_is_never_noisier(name):
     path, expected = PATHS[name]
 
-    @given(times(name), draws, gaps, st.booleans(), st.sampled_from(INTEGERS[-1:] if path.discrete else FLOATS))
+    @given(times(name), draws, gaps, st.booleans(), st.sampled_from(["int32"] if path.discrete else FLOATS))
     def law(t, u, max_gap, random_gap, dtype):
         t = tensor(t, dtype)
         moved = teacher_time(path, t, tensor(u), max_gap, random_gap)
@@ -53,7 +53,7 @@ def test_the_teacher_is_never_noisier(name):
 def test_the_teacher_stays_inside_and_within_the_gap(name):
     path, _ = PATHS[name]
 
-    @given(times(name), draws, gaps, st.sampled_from(INTEGERS[-1:] if path.discrete else FLOATS))
+    @given(times(name), draws, gaps, st.sampled_from(["int32"] if path.discrete else FLOATS))
     def law(t, u, max_gap, dtype):
         t = tensor(t, dtype)
         before, moved = exact(path, t), exact(path, teacher_time(path, t, tensor(u), max_gap))
@@ -117,8 +117,8 @@ def test_discrete_gaps_are_uniform_over_whole_steps():
 
 def test_the_largest_draw_does_not_reach_the_discrete_gap():
     """u * 200 rounds up to 200 in float32 for the u just below 1; the gap is still one of 0..199."""
-    u = tensor([np.nextafter(np.float32(1), np.float32(0))] * 2)
-    assert array(teacher_time(paths.Discrete(), tensor([999, 500]), u)).tolist() == [800, 301]
+    for u in (np.nextafter(np.float32(1), np.float32(0)), 1.0):  # draws cast to half precision may even become 1
+        assert array(teacher_time(paths.Discrete(), tensor([999, 500]), tensor([u, u]))).tolist() == [800, 301]
 
 
 def test_a_student_at_the_cleanest_step_gets_no_noisier_teacher():

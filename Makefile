@@ -1,0 +1,53 @@
+# Every target sets itself up: a virtual environment in .venv, with what the target needs.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CORE := tests --ignore tests/adapters --ignore tests/test_examples.py --ignore tests/test_packaging.py
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+.PHONY: demo test test-numpy test-torch test-jax lint format bench wheel clean
+
+demo: .venv/examples  ## Train a small SiT on the digits with and without SRA; ends with a table and a picture
+	$(BIN)/python examples/demo.py $(DEMO)
+
+test: test-numpy test-torch test-jax  ## The core's suite on three backends, the adapters', the examples', the package's
+
+test-numpy: .venv/dev
+	KERAS_BACKEND=numpy $(PYTEST) $(CORE)
+
+test-torch: .venv/dev
+	KERAS_BACKEND=torch $(PYTEST) tests
+
+test-jax: .venv/dev
+	KERAS_BACKEND=jax $(PYTEST) $(CORE)
+
+lint: .venv/dev  ## Style, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/examples  ## A step with SRA against a plain one and one written by hand, as ratios
+	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+wheel: .venv/dev
+	rm -rf dist && $(BIN)/python -m build --outdir dist
+
+clean:
+	rm -rf .venv build dist runs *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/examples: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing selfalign and what the examples need into .venv (PyTorch: a few hundred MB, once) ..."
+	$(INSTALL) --editable ".[examples]"
+	@touch $@
+
+.venv/dev: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing selfalign and its development tools into .venv (PyTorch, JAX: about 1 GB, once) ..."
+	$(INSTALL) --editable ".[dev]"
+	@touch $@ .venv/examples

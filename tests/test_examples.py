@@ -1,0 +1,186 @@
+"""The examples run as a user runs them: as scripts, in their short mode, in an empty folder."""
+
+import gzip
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+METRICS = (
+    "Linear probe, block 1 (student's)",
+    "Linear probe, block 3 (teacher's)",
+    "Held-out denoising loss",
+    "Frechet distance (judge features)",
+    "Judge's accuracy on samples",
+    "Distance to nearest training image",
+)
+SAME = """
+import sys, torch
+def compare(a, b, where):
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            compare(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b)):
+            compare(x, y, f"{where}.{i}")
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
+first, second = (torch.load(file, weights_only=True) for file in sys.argv[1:])
+compare(first, second, "checkpoint")
+print("step", first["step"], "tensors", len(first["model"]))
+"""
+PAIRED = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch_sit
+def start(*more):
+    settings = torch_sit.parse(["--short", "--patch", "2", *more])
+    return torch_sit.Run(torch_sit.load_data(settings), settings)
+aligned, plain, resumed = start(), start("--no-sra"), start("--no-sra")
+for a, b in zip(aligned.model.parameters(), plain.model.parameters(), strict=True):
+    assert torch.equal(a, b)
+assert aligned.training_step()[0] == plain.training_step()[0]  # same weights, batch, labels, noise, times: same loss
+assert torch.equal(aligned.draws.get_state(), plain.draws.get_state())
+assert all(torch.equal(a, b) for a, b in zip(aligned.batch(), plain.batch(), strict=True))
+file = Path("checkpoint.pt")
+plain.save(file)
+resumed.load(file)
+for _ in range(50):  # past the end of an epoch
+    assert plain.training_step()[0] == resumed.training_step()[0]
+for a, b in zip(plain.ema.parameters(), resumed.ema.parameters(), strict=True):
+    assert torch.equal(a, b)
+print("paired")
+"""
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-W", "error", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    """Wide enough for a table without wrapped names, one thread, and no Keras backend but the example's own."""
+    kept = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    return kept | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+
+
+def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=110)
+
+
+def succeed(folder: Path, *arguments: object) -> str:
+    done = run(folder, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def check_picture(file: Path, least: tuple[int, int]) -> None:
+    """A PNG of at least this (height, width) that is not of one colour."""
+    content = file.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))
+    assert height >= least[0]
+    assert width >= least[1]
+    assert len(content) > 10_000  # an empty canvas of this size is far smaller
+
+
+def write_images(folder: Path) -> None:
+    from PIL import Image
+
+    draws = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (folder / name).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(draws.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
+
+
+def write_idx(folder: Path) -> None:
+    draws = np.random.default_rng(0)
+    folder.mkdir()
+    for part in ("train", "t10k"):
+        images, labels = draws.integers(0, 256, (40, 28, 28), dtype=np.uint8), np.arange(40, dtype=np.uint8) % 10
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images.tobytes()))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    script = EXAMPLES / "torch_sit.py"
+    text = succeed(tmp_path, script, "--short", "--steps", 12, "--out", "whole")
+    assert str(Path("whole") / "samples.png") in text
+    check_picture(tmp_path / "whole" / "samples.png", (500, 500))
+    succeed(tmp_path, script, "--short", "--steps", 5, "--out", "halves")
+    succeed(tmp_path, script, "--short", "--steps", 12, "--out", "halves", "--resume")
+    assert "step 12" in succeed(tmp_path, "-c", SAME, "whole/checkpoint.pt", "halves/checkpoint.pt")
+    assert sorted(file.name for file in (tmp_path / "halves").iterdir()) == ["checkpoint.pt", "samples.png"]
+
+    other = run(tmp_path, script, "--short", "--out", "halves", "--resume", "--no-sra")
+    assert other.returncode != 0
+    assert "resumed with the settings it began with. Received: others than sra=True" in other.stderr
+
+
+def test_both_arms_share_weights_batches_and_noise_and_the_plain_arm_resumes(tmp_path: Path) -> None:
+    assert succeed(tmp_path, "-c", PAIRED, EXAMPLES) == "paired\n"
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_resume_from(tmp_path: Path) -> None:
+    arguments = ("--short", "--steps", 1_000_000, "--save-every", 5, "--out", "stopped")
+    process = subprocess.Popen(command(EXAMPLES / "torch_sit.py", *arguments), cwd=tmp_path, env=environment(),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    checkpoint = tmp_path / "stopped" / "checkpoint.pt"
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1, errors
+    assert "the same command with --resume continues" in errors
+    step = int(errors.partition("Stopped at step ")[2].partition(";")[0])
+    assert f"step {step} " in succeed(tmp_path, "-c", SAME, checkpoint, checkpoint)
+
+
+@pytest.mark.parametrize("kind", ["folder", "fashion-mnist"])
+def test_torch_sit_reads_other_data(tmp_path: Path, kind: str) -> None:
+    (write_images if kind == "folder" else write_idx)(tmp_path / "images")
+    data = ("images", "--image-size", 16) if kind == "folder" else ("fashion-mnist", "--data-dir", "images")
+    succeed(tmp_path, EXAMPLES / "torch_sit.py", "--short", "--steps", 3, "--guidance", 1.5, "--data", *data)
+    check_picture(tmp_path / "runs" / "torch_sit" / "samples.png", (100, 500))
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "text"),
+    [
+        ("torch_sit.py", ["--data", "mnits"], "--data must be digits, fashion-mnist, or a folder of images"),
+        ("torch_sit.py", ["--data", "."], "one subfolder per class, and ten images at least. Received: . with 0 images"),
+        ("torch_sit.py", ["--data", "fashion-mnist", "--data-dir", "nowhere"], "Debian package dataset-fashion-mnist"),
+        ("torch_sit.py", ["--resume"], "--resume needs a checkpoint"),
+        ("torch_sit.py", ["--short", "--patch", "3"], "The patch must divide the side"),
+        ("demo.py", ["--seeds", "1", "1"], "seeds must differ. Received: 600, [1, 1]"),
+        ("demo.py", ["--layers", "8"], "unrecognized arguments: --layers"),
+    ],
+)
+def test_bad_arguments_are_refused_in_a_sentence(tmp_path: Path, script: str, arguments: list[str], text: str) -> None:
+    done = run(tmp_path, EXAMPLES / script, *arguments)
+    assert done.returncode != 0
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_demo_prints_its_metrics_and_draws_its_picture(tmp_path: Path) -> None:
+    text = succeed(tmp_path, EXAMPLES / "demo.py", "--short")
+    rows = {name: [line for line in text.splitlines() if name in line] for name in METRICS}
+    for name, (row, sentence) in rows.items():
+        assert row.count("±") == 3, name  # each arm, and their difference
+        assert any(word in sentence for word in ("better with SRA", "worse with SRA", "lower", "higher", "spread")), name
+    assert "Time per training step" in text
+    assert "FID" not in text
+    assert str(Path("runs") / "demo" / "demo.png") in text
+    check_picture(tmp_path / "runs" / "demo" / "demo.png", (900, 1400))

@@ -1,0 +1,60 @@
+"""The wheel and the source archive hold what the tree holds."""
+
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    out = tmp_path_factory.mktemp("dist")
+    source = out / "source"
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in files.stdout.split():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def modules():
+    core = {f"selfalign/{path.name}" for path in (ROOT / "selfalign").iterdir() if path.suffix in (".py", ".typed")}
+    return core | {f"selfalign/adapters/{path.name}" for path in (ROOT / "adapters").glob("*.py")}
+
+
+def test_wheel_holds_exactly_the_package(dist):
+    names = zipfile.ZipFile(next(dist.glob("*.whl"))).namelist()
+    assert {name for name in names if ".dist-info/" not in name} == modules()
+
+
+def test_source_archive_holds_the_package(dist):
+    names = {name.partition("/")[2] for name in tarfile.open(next(dist.glob("*.tar.gz"))).getnames()}
+    assert {path.replace("selfalign/adapters/", "adapters/") for path in modules()} <= names
+    assert {"pyproject.toml", "README.md", "LICENSE"} <= names
+
+
+def test_one_version():
+    text = (ROOT / "pyproject.toml").read_text()
+    import selfalign
+
+    assert re.search(r'^version = "(.+)"$', text, re.M)[1] == selfalign.__version__
+    assert f"## {selfalign.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"version: {selfalign.__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_adapters_refuse_their_bare_name():
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import adapters"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "must be imported by their full name. Received: import of 'adapters'" in done.stderr
