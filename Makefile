@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-CORE := tests --ignore tests/adapters --ignore tests/test_examples.py --ignore tests/test_packaging.py
+CORE := tests --ignore tests/adapters --ignore tests/test_examples.py --ignore tests/test_packaging.py --ignore tests/test_docs.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 .PHONY: demo test test-numpy test-torch test-jax lint format bench wheel clean

@@ -98,6 +98,7 @@ class Tap:
             raise invalid("A model can be attached once", f"a second SelfAlignment on {type(model).__name__}",
                           "Call detach() on the first one.")  # fmt: skip
         self.where, self.output, self.autocast = where, None, (False, torch.float32)
+        self.device = next((p.device.type for p in model.parameters()), "cpu")
         self.running, self.fired, self.forwards = False, 0, 0
         self.handles = [
             model.register_forward_pre_hook(self._begin),
@@ -113,8 +114,7 @@ class Tap:
     def _record(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.running:
             self.output, self.fired = output, self.fired + 1
-            kind = next(part.device.type for part in _flat(output))
-            self.autocast = (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            self.autocast = (torch.is_autocast_enabled(self.device), torch.get_autocast_dtype(self.device))
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         self.running = False
@@ -146,11 +146,6 @@ class Tap:
         self.forget()
         for handle in self.handles:
             handle.remove()
-
-
-def _flat(output: Any) -> list[torch.Tensor]:
-    parts = output if isinstance(output, (tuple, list)) else [output]
-    return [part for part in parts if isinstance(part, torch.Tensor)]
 
 
 class _Stop(Exception):

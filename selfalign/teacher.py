@@ -21,8 +21,8 @@ def ema_update(teacher: Any, student: Any, decay: Any) -> Any:
         decay: weight of the old value, a number or scalar in [0, 1]. 0.9999 halves the old weights in 6,931 steps.
 
     Returns:
-        The new teacher. Leaves in half precision come back in float32, because 1 - 0.9999 is below the resolution of
-        bfloat16 and such an EMA would never move. Integer, boolean and complex leaves are the teacher's own, untouched.
+        The new teacher, without gradient. Leaves in half precision come back in float32, because 1 - 0.9999 is below the
+        resolution of bfloat16 and such an EMA would never move. Integer, boolean and complex leaves are the teacher's own.
 
     Raises:
         ValueError: structures or shapes that differ (the message names the first path), or `decay` outside [0, 1].
@@ -49,7 +49,8 @@ def ema_update(teacher: Any, student: Any, decay: Any) -> Any:
 def _ema_leaf(teacher: Any, student: Any, decay: Any) -> Any:
     if not is_floating(teacher):
         return teacher
-    teacher, student = widened(converted(teacher)), converted(student)
+    teacher, student = (ops.stop_gradient(converted(leaf)) for leaf in (teacher, student))
+    teacher = widened(teacher)
     return teacher + ops.cast(1.0 - decay, dtype_of(teacher)) * (ops.cast(student, dtype_of(teacher)) - teacher)
 
 

@@ -39,7 +39,8 @@ def test_wheel_holds_exactly_the_package(dist):
 
 
 def test_source_archive_holds_the_package(dist):
-    names = {name.partition("/")[2] for name in tarfile.open(next(dist.glob("*.tar.gz"))).getnames()}
+    with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
     assert {path.replace("selfalign/adapters/", "adapters/") for path in modules()} <= names
     assert {"pyproject.toml", "README.md", "LICENSE"} <= names
 
