@@ -54,12 +54,16 @@ def load_keras(framework: str | None = None) -> None:
     Raises:
         TypeError: Keras runs, or is told by KERAS_BACKEND to run, on another backend.
     """
-    global _backend
     if _backend is None:
-        _backend = _choose(framework)
-        vars(ops).update({k: v for k, v in vars(_keras_on(_backend).ops).items() if not k.startswith("_")})
+        _import_keras(framework)
     if framework is not None and framework != _backend:
-        raise _mismatch(framework, _backend, "Keras already runs on it in this process, and it cannot change")
+        raise _mismatch(framework, str(_backend), "Keras already runs on it in this process, and it cannot change")
+
+
+def _import_keras(framework: str | None) -> None:
+    global _backend
+    _backend = _choose(framework)
+    vars(ops).update({k: v for k, v in vars(_keras_on(_backend).ops).items() if not k.startswith("_")})
 
 
 def _choose(framework: str | None) -> str:
@@ -79,11 +83,17 @@ def _choose(framework: str | None) -> str:
 
 
 def _keras_on(backend: str) -> Any:
-    before = os.environ.get("KERAS_BACKEND")
+    import random
+
+    import numpy
+
+    before, python, arrays = os.environ.get("KERAS_BACKEND"), random.getstate(), numpy.random.get_state()
     os.environ["KERAS_BACKEND"] = backend  # the one switch Keras has; put back at once
     try:
         return importlib.import_module("keras")
-    finally:
+    finally:  # Keras and its backends draw numbers at import: a run must not depend on when that happens
+        random.setstate(python)
+        numpy.random.set_state(arrays)
         if before is None:
             del os.environ["KERAS_BACKEND"]
         else:
@@ -151,12 +161,12 @@ def on_backend(function: Callable[P, R]) -> Callable[P, R]:
 
 def converted(value: Any) -> Any:
     """A NumPy array as the backend's own tensor; anything else as it is."""
-    return ops.convert_to_tensor(value) if type(value).__qualname__ == "ndarray" else value
+    return ops.convert_to_tensor(value) if type(value).__qualname__ == "ndarray" and _backend != "numpy" else value
 
 
 def compiling() -> bool:
     """Whether torch.compile is tracing us."""
-    return _backend == "torch" and sys.modules["torch"].compiler.is_compiling()
+    return "torch" in sys.modules and sys.modules["torch"].compiler.is_compiling()
 
 
 def constant(values: tuple[float, ...]) -> Any:
@@ -181,7 +191,7 @@ def readable(value: Any) -> bool:
 
 def dtype_of(value: Any) -> str:
     """The dtype's name, the same in every framework; a Python number has the default of its kind."""
-    if isinstance(value, (bool, int, float)):
+    if isinstance(value, (bool, int, float)) and not hasattr(value, "dtype"):
         return {bool: "bool", int: "int32", float: "float32"}[type(value)]
     return str(sys.modules["keras"].backend.standardize_dtype(value.dtype))
 

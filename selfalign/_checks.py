@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 from typing import Any
@@ -14,14 +15,38 @@ def invalid(rule: str, received: object, fix: str) -> ValueError:
     return ValueError(f"{rule}. Received: {received}. {fix}")
 
 
-def check_number(name: str, value: Any, low: float, high: float = math.inf, fix: str = "") -> float:
-    """A finite Python number in [low, high], as given."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number. Received: {value!r}. {fix or 'Pass a Python int or float.'}")
+def check_number(name: str, value: Any, low: float, high: float = math.inf, fix: str = "", integer: bool = False) -> Any:
+    """A finite number in [low, high], as a Python int or float."""
+    kind = "an integer" if integer else "a number"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if integer else numbers.Real):
+        raise TypeError(f"{name} must be {kind}. Received: {value!r}. {fix or 'Pass a Python int or float.'}")
     if not (math.isfinite(value) and low <= float(value) <= high):
         bounds = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"finite and at least {low:g}"
         raise invalid(f"{name} must be {bounds}", value, fix or "Pass a value inside these bounds.")
-    return value  # type: ignore[return-value]
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def keep(settings: object, **values: Any) -> None:
+    """Write checked values into a frozen dataclass."""
+    for name, value in values.items():
+        object.__setattr__(settings, name, value)
+
+
+def build(what: str, kinds: dict[str, Any], settings: dict[str, Any]) -> Any:
+    """The object that plain settings describe: "name" picks the dataclass, the rest are its fields."""
+    name: Any = settings.get("name")
+    check_choice(what, name, tuple(kinds))
+    given, fields = {k: v for k, v in settings.items() if k != "name"}, dataclasses.fields(kinds[name])
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    if not needed <= given.keys() <= {field.name for field in fields}:
+        raise invalid(f"The settings of the {what} {name!r} must be {', '.join(field.name for field in fields)}",
+                      ", ".join(sorted(given)) or "none", "Take them from settings().")  # fmt: skip
+    return kinds[name](**given)
+
+
+def check_array(what: str, value: Any) -> None:
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        raise TypeError(f"{what} must be a tensor. Received: {type(value).__name__} {value!r:.60}. Convert it first.")
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
@@ -32,6 +57,7 @@ def check_choice(name: str, value: object, choices: Any) -> None:
 def check_tokens(student: Any, teacher: Any) -> None:
     """Student and teacher tokens: both [B, N, D], floating, not empty, of one shape."""
     for side, tokens in (("student", student), ("teacher", teacher)):
+        check_array(f"The {side}'s tokens", tokens)
         shape = tuple(tokens.shape)
         if len(shape) != 3:
             raise invalid("Tokens must have the shape [B, N, D]", f"{side} tokens of shape {shape}",
@@ -66,7 +92,7 @@ def check_time(path: Any, t: Any, batch: int | None = None) -> None:
 
 def check_kind(path: Any, t: Any) -> None:
     """Times of any shape: of the path's kind and inside it."""
-    if path.discrete == is_floating(t):
+    if path.discrete == is_floating(t) or dtype_of(t) == "bool":
         kind = "integer steps" if path.discrete else "floating-point times"
         raise TypeError(f"The {path.name} path takes {kind}. Received: t of dtype {dtype_of(t)}. "
                         "Check which path the model is trained with, and the scale of its time.")  # fmt: skip
@@ -76,8 +102,9 @@ def check_kind(path: Any, t: Any) -> None:
 
 def check_draws(u: Any, t: Any) -> None:
     """Uniform draws in [0, 1), one for each time in `t`."""
-    if tuple(getattr(u, "shape", ())) != tuple(t.shape):
-        raise invalid("u must hold one draw per sample, of t's shape", f"u {getattr(u, 'shape', u)!s}, t {tuple(t.shape)}",
+    shape = tuple(u.shape) if hasattr(u, "shape") else u
+    if shape != tuple(t.shape):
+        raise invalid("u must hold one draw per sample, of t's shape", f"u {shape}, t {tuple(t.shape)}",
                       "Draw u like t: uniform in [0, 1).")  # fmt: skip
     if not is_floating(u):
         raise TypeError(f"u must be floating point. Received: dtype {dtype_of(u)}. Draw u uniform in [0, 1).")

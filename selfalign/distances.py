@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._backend import on_backend, ops
-from ._checks import check_number, check_tokens, invalid
+from ._checks import check_array, check_number, check_tokens, invalid
 
 _EPSILON = 1e-12  # floor of a squared norm: features shorter than 1e-6 count as zero
 
@@ -106,7 +106,8 @@ def l1(student: Any, teacher: Any) -> Any:
         0.5
     """
     student, teacher = _float32(student, teacher)
-    return ops.mean(ops.abs(student - teacher), axis=-1)
+    d = student - teacher
+    return ops.mean(d * ops.stop_gradient(ops.sign(d)), axis=-1)  # |d|; frameworks differ in the gradient of abs at 0
 
 
 @on_backend
@@ -153,6 +154,7 @@ def masked_mean(values: Any, mask: Any = None) -> Any:
     """
     if mask is None:
         return ops.mean(values)
+    check_array("mask", mask)
     shape = tuple(mask.shape)
     if shape not in (tuple(values.shape), tuple(values.shape)[:1]):
         raise invalid("mask must have the shape [B] (samples) or [B, N] (tokens)",

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import distances, paths, schedules, targets, time_gap
 from ._backend import on_backend, ops
-from ._checks import check_choice, check_number, check_tokens, invalid
+from ._checks import check_choice, check_number, check_tokens, invalid, keep
 
 _RECIPES = ("default", "paper", "official-2026-07")
 
@@ -66,14 +66,14 @@ class SRALoss:
             targets.check_order(student, teacher, self.allow_same_layer)
         resolved = {"student_layer": student, "teacher_layer": teacher, "path": paths.resolve(self.path)}
         resolved |= {name: schedules.resolve(getattr(self, name)) for name in ("weight", "decay")}
-        for name, value in resolved.items():
-            object.__setattr__(self, name, value)
+        keep(self, **resolved)
         if isinstance(self.decay, schedules.Constant):
             check_number("decay", self.decay.constant, 0, 1, "It is the weight of the old value, 0.9999 in the paper.")
         if not callable(self.distance):
             check_choice("distance", self.distance, tuple(distances.NAMES))
-        check_number("beta", self.beta, 1e-12, fix="The paper takes 0.05.")
+        beta = check_number("beta", self.beta, 1e-12, fix="The paper takes 0.05.")
         time_gap.gap_range(self.path, self.max_gap)
+        keep(self, beta=beta, max_gap=float(self.max_gap))
 
     @classmethod
     def preset(cls, name: str, recipe: str = "default", *, resolution: int = 256, steps_per_epoch: int = 5004,
@@ -175,11 +175,14 @@ class SRALoss:
             >>> float(loss(np.ones((2, 4, 8)), np.ones((2, 4, 8))))
             0.0
         """
-        return self.weight_at(step) * self._raw(student_tokens, teacher_tokens, mask)
+        return ops.cast(self.weight_at(step) * self._raw(student_tokens, teacher_tokens, mask), "float32")
 
     def _raw(self, student: Any, teacher: Any, mask: Any = None) -> Any:
         check_tokens(student, teacher)
         teacher = ops.stop_gradient(teacher)
+        if self.distance == "official-2026-07" and mask is not None and len(mask.shape) != 1:
+            raise invalid("mask must have the shape [B] (samples)", f"{tuple(mask.shape)}",
+                          "With the token-axis cosine only a mask over samples has a meaning.")  # fmt: skip
         if not callable(self.distance):
             options = {"beta": self.beta} if self.distance == "smooth_l1" else {}
             return distances.masked_mean(distances.NAMES[self.distance](student, teacher, **options), mask)
@@ -259,8 +262,9 @@ class SRALoss:
 def _plain(value: Any) -> Any:
     if isinstance(value, schedules.Constant):
         return value.constant
-    if isinstance(value, (paths.Path, schedules.Schedule)):
+    if type(value) in (*paths.KINDS.values(), *schedules.KINDS.values()):
         return value.settings()
-    if callable(value):
-        return {"callable": f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"}
+    if callable(value) or isinstance(value, paths.Path):
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return {"callable": f"{named.__module__}.{named.__qualname__}"}
     return value

@@ -12,8 +12,8 @@ import itertools
 import math
 from typing import Any, ClassVar
 
-from ._backend import constant, dtype_of, on_backend, ops, widened
-from ._checks import check_choice, check_kind, check_number, check_time, invalid
+from ._backend import constant, dtype_of, is_floating, on_backend, ops, widened
+from ._checks import build, check_choice, check_kind, check_number, check_time, invalid, keep
 
 _TINY = 1e-19  # its inverse squared still fits into float32
 
@@ -141,6 +141,8 @@ class Path:
             raise invalid("x0 and noise must have the same shape [B, ...]", f"x0 {shape}, noise {tuple(noise.shape)}",
                           "Draw the noise like x0.")  # fmt: skip
         check_time(self, t, batch=shape[0])
+        if not is_floating(x0):
+            raise TypeError(f"x0 must be floating point. Received: dtype {dtype_of(x0)}. Scale images to floats first.")
         a, b = (ops.reshape(w, (-1,) + (1,) * (len(shape) - 1)) for w in weights(t))
         return ops.cast(a * widened(x0) + b * widened(noise), dtype_of(x0))
 
@@ -158,6 +160,7 @@ class _UnitTime(Path):
 
     def __post_init__(self) -> None:
         check_choice("noise_at", self.noise_at, (0.0, 1.0))
+        keep(self, noise_at=float(self.noise_at))
 
     @property
     def clean_at(self) -> float:
@@ -274,7 +277,7 @@ class Discrete(Path):
             raise invalid("alphas_cumprod must be at least two numbers that fall strictly inside [0, 1]",
                           f"{len(values)} numbers, {values[:3]} ... {values[-1:]}",
                           "Pass the cumulative product of 1 - beta, step 0 first.")  # fmt: skip
-        object.__setattr__(self, "alphas_cumprod", values)
+        keep(self, alphas_cumprod=values)
 
     @property
     def clean_at(self) -> int:
@@ -329,8 +332,9 @@ class EDM(Path):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        check_number("sigma_min", self.sigma_min, 1e-30)
-        check_number("sigma_max", self.sigma_max, self.sigma_min * 1.001, fix="sigma_max must exceed sigma_min.")
+        low = check_number("sigma_min", self.sigma_min, 1e-30)
+        high = check_number("sigma_max", self.sigma_max, low * 1.001, fix="sigma_max must exceed sigma_min.")
+        keep(self, sigma_min=low, sigma_max=high)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -363,7 +367,7 @@ class EDM(Path):
         return 1.0 / ops.maximum(ratio, _TINY)
 
 
-_PATHS: dict[str, Any] = {path.name: path for path in (Linear, Cosine, Discrete, EDM)}
+KINDS: dict[str, Any] = {path.name: path for path in (Linear, Cosine, Discrete, EDM)}
 
 
 def resolve(path: Any) -> Path:
@@ -374,11 +378,8 @@ def resolve(path: Any) -> Path:
         >>> selfalign.paths.resolve("cosine")
         Cosine(noise_at=1.0)
         >>> selfalign.paths.resolve({"name": "linear", "noise_at": 0}).noise_at
-        0
+        0.0
     """
     if isinstance(path, Path):
         return path
-    settings = dict(path) if isinstance(path, dict) else {"name": path}
-    name = settings.pop("name", None)
-    check_choice("path", name, tuple(_PATHS))
-    return _PATHS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+    return build("path", KINDS, path if isinstance(path, dict) else {"name": path})

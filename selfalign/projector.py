@@ -9,6 +9,8 @@ from typing import Any
 from ._backend import on_backend, ops
 from ._checks import check_number, invalid
 
+_NAMES = ("hidden_kernel", "hidden_bias", "output_kernel", "output_bias")
+
 
 @on_backend
 def project(params: Mapping[str, Any], tokens: Any) -> Any:
@@ -34,6 +36,9 @@ def project(params: Mapping[str, Any], tokens: Any) -> Any:
 
     Reference: Jiang et al., SRA, 2025, arXiv 2505.02831: without a projector its FID falls from 29.10 to 34.23.
     """
+    if set(params) != set(_NAMES):
+        raise invalid(f"The projector's parameters must be {', '.join(_NAMES)}", ", ".join(sorted(params)) or "none",
+                      "Take them from selfalign.init_projector.")  # fmt: skip
     width = params["hidden_kernel"].shape[0]
     if tokens.shape[-1] != width:
         raise invalid("Tokens must have the projector's width", f"width {tokens.shape[-1]}, projector of width {width}",
@@ -50,8 +55,8 @@ def draw_shapes(width: int, hidden: int | None = None) -> tuple[tuple[int, int],
         >>> selfalign.projector.draw_shapes(768)
         ((768, 1536), (1536, 768))
     """
-    check_number("width", width, 1, fix="It is the feature width D of the student's block.")
-    hidden = hidden or 2 * width
+    width = check_number("width", width, 1, fix="It is the feature width D of the student's block.", integer=True)
+    hidden = 2 * width if hidden is None else check_number("hidden", hidden, 1, integer=True)
     return (width, hidden), (hidden, width)
 
 
@@ -91,4 +96,4 @@ def init_projector(hidden_draws: Any, output_draws: Any) -> dict[str, Any]:
 
 
 def _xavier(draws: Any) -> Any:
-    return (2.0 * ops.convert_to_tensor(draws) - 1.0) * math.sqrt(6.0 / sum(draws.shape))
+    return (2.0 * draws - 1.0) * math.sqrt(6.0 / sum(draws.shape))

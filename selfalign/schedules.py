@@ -11,7 +11,7 @@ import numbers
 from typing import Any, ClassVar
 
 from ._backend import ops, scope
-from ._checks import check_choice, check_number, invalid
+from ._checks import build, check_number, invalid, keep
 
 
 class Schedule:
@@ -22,16 +22,16 @@ class Schedule:
     def __call__(self, step: Any) -> Any:
         """The value at `step`: a Python float for a Python int, a float32 tensor for a tensor."""
         if isinstance(step, numbers.Integral):
-            return float(self.value(step, _Numbers))
+            return float(self.value(int(step), _Numbers))
         with scope(step):
-            return ops.cast(self.value(step, ops), "float32")
+            return ops.cast(self.value(ops.cast(step, "int32"), ops), "float32")
 
     def value(self, step: Any, xp: Any) -> Any:
         """The formula, with minimum, maximum and where from `xp`, for Python numbers and tensors alike."""
         raise NotImplementedError
 
     def __mul__(self, other: Schedule | float) -> Product:
-        return Product((self, resolve(other)))
+        return Product((self, other))  # type: ignore[arg-type]
 
     __rmul__ = __mul__
 
@@ -65,7 +65,7 @@ class Constant(Schedule):
     constant: float
 
     def __post_init__(self) -> None:
-        check_number("weight", self.constant, 0, fix="Weights and decays are never negative.")
+        keep(self, constant=check_number("weight", self.constant, 0, fix="Weights and decays are never negative."))
 
     def value(self, step: Any, xp: Any) -> Any:
         return 0 * step + self.constant
@@ -86,7 +86,7 @@ class Warmup(Schedule):
     steps: int
 
     def __post_init__(self) -> None:
-        check_number("steps", self.steps, 1)
+        keep(self, steps=check_number("steps", self.steps, 1))
 
     def value(self, step: Any, xp: Any) -> Any:
         return xp.minimum(step / self.steps, 1.0)
@@ -110,7 +110,7 @@ class Stop(Schedule):
     step: int
 
     def __post_init__(self) -> None:
-        check_number("step", self.step, 0)
+        keep(self, step=check_number("step", self.step, 0))
 
     def value(self, step: Any, xp: Any) -> Any:
         return xp.where(step < self.step, 1.0, 0.0)
@@ -140,9 +140,8 @@ class PaperDecay(Schedule):
     epochs_per_decade: int = 1000
 
     def __post_init__(self) -> None:
-        check_number("steps_per_epoch", self.steps_per_epoch, 1)
-        check_number("last_flat_epoch", self.last_flat_epoch, 0)
-        check_number("epochs_per_decade", self.epochs_per_decade, 1)
+        for name, low in (("steps_per_epoch", 1), ("last_flat_epoch", 0), ("epochs_per_decade", 1)):
+            keep(self, **{name: check_number(name, getattr(self, name), low)})
 
     def value(self, step: Any, xp: Any) -> Any:
         past = xp.maximum(step // self.steps_per_epoch - self.last_flat_epoch, 0)
@@ -168,7 +167,7 @@ class DecayWarmup(Schedule):
     decay: float = 0.9999
 
     def __post_init__(self) -> None:
-        check_number("decay", self.decay, 0, 1)
+        keep(self, decay=check_number("decay", self.decay, 0, 1))
 
     def value(self, step: Any, xp: Any) -> Any:
         return xp.minimum((1 + step) / (10 + step), self.decay)
@@ -187,6 +186,14 @@ class Product(Schedule):
     name: ClassVar[str] = "product"
     factors: tuple[Schedule, ...]
 
+    def __post_init__(self) -> None:
+        factors = tuple(resolve(factor) for factor in self.factors)
+        own = [factor for factor in factors if not isinstance(factor, Schedule)]
+        if own:
+            raise invalid("Factors must be numbers or objects of selfalign.schedules", repr(own[0]),
+                          "Multiply inside a function of the step instead.")  # fmt: skip
+        keep(self, factors=factors)
+
     def value(self, step: Any, xp: Any) -> Any:
         product = 1.0
         for factor in self.factors:
@@ -197,7 +204,7 @@ class Product(Schedule):
         return {"name": self.name, "factors": [factor.settings() for factor in self.factors]}
 
 
-_SCHEDULES = {kind.name: kind for kind in (Constant, Warmup, Stop, PaperDecay, DecayWarmup, Product)}
+KINDS: dict[str, Any] = {kind.name: kind for kind in (Constant, Warmup, Stop, PaperDecay, DecayWarmup, Product)}
 
 
 def resolve(schedule: Any) -> Any:
@@ -211,12 +218,7 @@ def resolve(schedule: Any) -> Any:
         Warmup(steps=10)
     """
     if isinstance(schedule, dict):
-        settings = dict(schedule)
-        name = settings.pop("name", None)
-        check_choice("schedule", name, tuple(_SCHEDULES))
-        if name == "product":
-            return Product(tuple(resolve(factor) for factor in settings["factors"]))
-        return _SCHEDULES[name](**settings)
+        return build("schedule", KINDS, schedule)
     if callable(schedule):
         return schedule
     if isinstance(schedule, numbers.Real) and not isinstance(schedule, bool):

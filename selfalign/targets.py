@@ -90,6 +90,7 @@ def resolve_layers(student_layer: Any, teacher_layer: Any, depth: int, allow_sam
         >>> selfalign.targets.resolve_layers(0.25, 0.7, depth=28)
         (7, 20)
     """
+    check_number("depth", depth, 1, fix="It is the number of blocks.", integer=True)
     student, teacher = (_resolve(n, layer, depth) for n, layer in
                         (("student_layer", student_layer), ("teacher_layer", teacher_layer)))  # fmt: skip
     check_order(student, teacher, allow_same_layer)

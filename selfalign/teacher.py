@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import numbers
 import sys
 from typing import Any
 
-from ._backend import converted, dtype_of, is_floating, on_backend, ops, widened
-from ._checks import check_number, check_values, invalid
+from ._backend import dtype_of, is_floating, on_backend, ops, widened
+from ._checks import check_array, check_number, check_values, invalid
 
 
 @on_backend
 def ema_update(teacher: Any, student: Any, decay: Any) -> Any:
     """One EMA step over a nested structure: teacher <- decay * teacher + (1 - decay) * student.
 
-    Computed as teacher + (1 - decay) (student - teacher), so that equal weights stay equal to the last bit.
+    Computed so that equal weights stay equal to the last bit, and decay 0 gives the student exactly.
 
     Args:
         teacher: dicts, lists and tuples of arrays, at any depth; the EMA before the step.
@@ -36,10 +37,7 @@ def ema_update(teacher: Any, student: Any, decay: Any) -> Any:
 
     Reference: Jiang et al., SRA, 2025, arXiv 2505.02831: decay 0.9999, no warm-up.
     """
-    if isinstance(decay, (int, float)):
-        check_number("decay", decay, 0, 1, "It is the weight of the old value, 0.9999 in the paper.")
-    else:
-        check_values("decay", decay, 0, 1, "It is the weight of the old value, 0.9999 in the paper.")
+    _check_decay(decay)
     tree = sys.modules["keras"].tree
     old, new = tree.flatten_with_path(teacher), tree.flatten_with_path(student)
     _check_same(dict(old), dict(new))
@@ -49,13 +47,26 @@ def ema_update(teacher: Any, student: Any, decay: Any) -> Any:
 def _ema_leaf(teacher: Any, student: Any, decay: Any) -> Any:
     if not is_floating(teacher):
         return teacher
-    teacher, student = (ops.stop_gradient(converted(leaf)) for leaf in (teacher, student))
-    teacher = widened(teacher)
-    return teacher + ops.cast(1.0 - decay, dtype_of(teacher)) * (ops.cast(student, dtype_of(teacher)) - teacher)
+    old, new = (ops.stop_gradient(ops.convert_to_tensor(leaf)) for leaf in (teacher, student))
+    old = widened(old)
+    # 1 - decay before the cast: in float32 it would be 1.00017e-4 for 0.9999
+    new, kept, moved = (ops.cast(x, dtype_of(old)) for x in (new, decay, 1.0 - decay))
+    # from the nearer end: exact at both, and where the two are equal
+    return ops.where(kept > 0.5, old + moved * (new - old), new + kept * (old - new))
+
+
+def _check_decay(decay: Any) -> None:
+    fix = "It is the weight of the old value, 0.9999 in the paper."
+    if getattr(decay, "shape", None) == ():
+        check_values("decay", decay, 0, 1, fix)
+    else:
+        check_number("decay", decay, 0, 1, fix)
 
 
 def _check_same(teacher: dict[Any, Any], student: dict[Any, Any]) -> None:
-    for path in [*teacher, *student]:
+    for path, leaf in [*teacher.items(), *student.items()]:
+        if not isinstance(leaf, numbers.Number):
+            check_array(f"The leaf at {'/'.join(map(str, path))!r}", leaf)
         sides = [tuple(getattr(side[path], "shape", ())) if path in side else "missing" for side in (teacher, student)]
         if sides[0] != sides[1]:
             raise invalid("Teacher and student must have the same structure and shapes",

@@ -43,7 +43,8 @@ def teacher_time(path: Path, t: Any, u: Any, max_gap: float = 0.2, random_gap: b
     gap_range(path, max_gap)
     if random_gap:
         check_draws(u, t)
-    moved = path.toward_data(t if path.discrete else widened(t), _gap(path, t, u, max_gap, random_gap))
+    start = ops.cast(t, "int32") if path.discrete else widened(t)  # a gap may not fit into an 8-bit t
+    moved = path.toward_data(start, _gap(path, start, u, max_gap, random_gap))
     return ops.cast(moved, dtype_of(t))
 
 
@@ -62,8 +63,8 @@ def gap_range(path: Path, max_gap: float) -> float:
 def _gap(path: Path, t: Any, u: Any, max_gap: float, random_gap: bool) -> Any:
     largest = gap_range(path, max_gap)
     if not random_gap:
-        return ops.full_like(t, largest) if path.discrete else largest * ops.ones_like(widened(t))
+        return ops.full_like(t, largest)
     gap = widened(u) * largest
     if not path.discrete:
         return gap
-    return ops.cast(ops.minimum(ops.floor(gap), max(largest - 1, 0)), dtype_of(t))  # u * largest may round up to largest
+    return ops.cast(ops.minimum(ops.floor(gap), max(largest - 1, 0)), "int32")  # u * largest may round up to largest
