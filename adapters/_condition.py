@@ -20,7 +20,7 @@ from torch import nn
 
 from selfalign._checks import invalid
 
-from ._taps import Tap, run_until
+from ._taps import Hooks, Tap, run_until
 
 Indices = dict[str, list[torch.Tensor]]  # what each nn.Embedding received, in the order of its calls
 
@@ -28,7 +28,7 @@ _TRIALS = 64  # a condition dropped with probability 0.1, once per batch, escape
 _MODE_IRRELEVANT = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
 
-class Condition:
+class Condition(Hooks):
     """Runs the teacher up to its tapped block, on the indices that the student's embeddings received.
 
     Args:
@@ -39,6 +39,7 @@ class Condition:
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, tap: Tap, first: str, last: str, trusted: bool) -> None:
+        self.alive = True
         self.student, self.teacher, self.tap, self.checked = student, teacher, tap, trusted
         self.first, self.last, self.where = teacher.get_submodule(first), teacher.get_submodule(last), last
         self.seen: Indices = {}
@@ -49,8 +50,8 @@ class Condition:
         self.marks: list[Any] = []  # states of the random streams: before the student's forward, at its first block, after it
         self.handles = [student.register_forward_pre_hook(self._begin)]
         for name in [name for name, module in student.named_modules() if isinstance(module, nn.Embedding)]:
-            self.handles.append(student.get_submodule(name).register_forward_pre_hook(self._recorder(name)))
-            self.handles.append(teacher.get_submodule(name).register_forward_pre_hook(self._replayer(name)))
+            for side, hook in ((student, self._record), (teacher, self._replay)):
+                self.handles.append(side.get_submodule(name).register_forward_pre_hook(functools.partial(hook, name)))
         if not trusted:
             self.handles.append(student.get_submodule(first).register_forward_pre_hook(self._mark))
             self.handles.append(student.register_forward_hook(self._mark))
@@ -85,20 +86,17 @@ class Condition:
     # What the student's hooks see
 
     def _begin(self, module: nn.Module, args: Any) -> None:
-        self.seen.clear()
-        self.marks.clear()
-        self._mark()
+        if self.alive:
+            self.forget()
+            self._mark()
 
     def _mark(self, *_: Any) -> None:
-        if not self.checked and not torch.compiler.is_compiling():
+        if self.alive and not self.checked and not torch.compiler.is_compiling():
             self.marks.append(_random_state())
 
-    def _recorder(self, name: str) -> Callable[..., None]:
-        def record(module: nn.Module, args: Any) -> None:
-            if self.tap.running and args:
-                self.seen.setdefault(name, []).append(args[0])
-
-        return record
+    def _record(self, name: str, module: nn.Module, args: Any) -> None:
+        if self.alive and self.tap.running and args:
+            self.seen.setdefault(name, []).append(args[0])
 
     def forget(self) -> None:
         self.seen.clear()
@@ -114,21 +112,18 @@ class Condition:
         finally:
             self.replaying = None
 
-    def _replayer(self, name: str) -> Callable[..., Any]:
-        def replay(module: nn.Module, args: Any) -> Any:
-            if not self.replaying or not self.replaying.get(name) or not args:
-                return None
-            students = self.replaying[name].pop(0)
-            if name not in self.timeless and args[0].untyped_storage().data_ptr() not in self.given:
-                self.unknown.add(name)
-                return None
-            if students.shape != args[0].shape:
-                raise invalid("align() must get the student's batch",
-                              f"{name} looked up {tuple(students.shape)} for the student, now {tuple(args[0].shape)}",
-                              "Pass the x0, noise, t and condition of the model's last forward.")  # fmt: skip
-            return (students, *args[1:])
-
-        return replay
+    def _replay(self, name: str, module: nn.Module, args: Any) -> Any:
+        if not (self.alive and self.replaying and self.replaying.get(name) and args):
+            return None
+        students = self.replaying[name].pop(0)
+        if name not in self.timeless and args[0].untyped_storage().data_ptr() not in self.given:
+            self.unknown.add(name)
+            return None
+        if students.shape != args[0].shape:
+            raise invalid("align() must get the student's batch",
+                          f"{name} looked up {tuple(students.shape)} for the student, now {tuple(args[0].shape)}",
+                          "Pass the x0, noise, t and condition of the model's last forward.")  # fmt: skip
+        return (students, *args[1:])
 
     # Trying out, once
 

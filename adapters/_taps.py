@@ -90,13 +90,27 @@ def _shapes(output: Any) -> str:
     return type(output).__name__
 
 
-class Tap:
+class Hooks:
+    """Owner of hooks on the user's model. A deep copy or a pickle of the model takes along only dead ones, which do nothing."""
+
+    alive = False
+
+    def __deepcopy__(self, memo: Any) -> Hooks:
+        return object.__new__(type(self))
+
+    def __reduce__(self) -> Any:
+        return object.__new__, (type(self),)
+
+
+class Tap(Hooks):
     """Hooks that keep the output of one block from the model's last forward, and nothing from recomputation in backward."""
 
     def __init__(self, model: nn.Module, block: nn.Module, where: str) -> None:
-        if any(isinstance(getattr(hook, "__self__", None), Tap) for hook in model._forward_pre_hooks.values()):
+        owners = [getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values()]
+        if any(isinstance(owner, Tap) and owner.alive for owner in owners):
             raise invalid("A model can be attached once", f"a second SelfAlignment on {type(model).__name__}",
                           "Call detach() on the first one.")  # fmt: skip
+        self.alive = True
         self.where, self.output, self.autocast = where, None, (False, torch.float32)
         self.device = next((p.device.type for p in model.parameters()), "cpu")
         self.running, self.fired, self.forwards = False, 0, 0
@@ -107,12 +121,12 @@ class Tap:
         ]
 
     def _begin(self, module: nn.Module, args: Any) -> None:
-        self.running, self.fired = True, 0
-        if torch.is_grad_enabled():  # sampling and evaluation between two steps are nobody's business
-            self.forwards += 1
+        if self.alive:
+            self.running, self.fired = True, 0
+            self.forwards += torch.is_grad_enabled()  # sampling and evaluation between two steps are nobody's business
 
     def _record(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.running:
+        if self.alive and self.running:
             self.output, self.fired = output, self.fired + 1
             self.autocast = (torch.is_autocast_enabled(self.device), torch.get_autocast_dtype(self.device))
 

@@ -43,7 +43,7 @@ class Projector(nn.Module):
             self.register_parameter(name, nn.Parameter(value.to(like.device, like.dtype)))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return projector.project(self._parameters, tokens)
+        return projector.project(dict(self.named_parameters()), tokens)
 
 
 class SelfAlignment:
@@ -59,7 +59,7 @@ class SelfAlignment:
         student, teacher: paths of the two tapped modules, instead of the layers in `loss`. `teacher` also accepts a module: an
             EMA of the model that you keep up to date yourself; `update()` then only counts steps.
         width: feature width D of the tapped blocks, where it cannot be read from the student's block.
-        example: inputs for a dry run that finds the width, as for `call`: (x, t, *condition).
+        example: instead of width, inputs for a dry run that finds it, as for `call`: (x, t, *condition).
         select: takes the tokens [B, N, D] out of a block's output, where that is not one tensor.
         call: how to call the model, (module, x, t, *condition, **condition) -> anything; default module(x, t, ...).
         seed: of the projector's initial values and of the gaps, default torch.initial_seed(). Both have generators of their
@@ -125,7 +125,11 @@ class SelfAlignment:
         first, *self.taps = self._find_taps(blocks, student, teacher if isinstance(teacher, str) else None)
         block = model.get_submodule(self.taps[0])
         self._ema = Teacher(model, given)
-        width = width or read_width(block) or self._dry_run(example)
+        if width is None:
+            width = read_width(block) if example is None else self._dry_run(example)
+        if width is None:
+            raise invalid("The width of the tapped block must be known", f"{self.taps[0]!r}, which does not tell it clearly",
+                          "Pass width=D, or example=(x, t, *condition) for a dry run.")  # fmt: skip
         seed = torch.initial_seed() if seed is None else seed
         like = next((p for p in [*block.parameters(), *model.parameters()] if p.is_floating_point()), torch.empty(0))
         self.projector = Projector(width, torch.Generator().manual_seed(seed), like)
@@ -151,11 +155,8 @@ class SelfAlignment:
         alike = isinstance(siblings, (nn.ModuleList, nn.Sequential))
         return student.rpartition(".")[0] + ".0" if alike else student, student, teacher
 
-    def _dry_run(self, example: tuple[Any, ...] | None) -> int:
+    def _dry_run(self, example: tuple[Any, ...]) -> int:
         where = self.taps[0]
-        if example is None:
-            raise invalid("The width of the tapped block must be known", f"{where!r}, which does not tell it unambiguously",
-                          "Pass width=D, or example=(x, t, *condition) for a dry run.")  # fmt: skip
         with torch.no_grad(), torch.random.fork_rng():
             output = run_until(lambda: self.call(self.teacher, *example), self.teacher.get_submodule(where), where)
         return tokens_of(output, self.select, where).shape[-1]
@@ -189,8 +190,6 @@ class SelfAlignment:
         Example: see the class.
         """
         student = self._attached().take(self.select)
-        if u is None:
-            u = torch.rand(t.shape, generator=self._generator, device=self._generator.device)
         enabled, dtype = self._attached().autocast
         with torch.autocast(student.device.type, dtype=dtype, enabled=enabled):
             tokens = self._teacher_tokens(x0, noise, t, u, condition, conditions)
@@ -205,21 +204,25 @@ class SelfAlignment:
 
     @torch.no_grad()
     def _teacher_tokens(self, x0: Any, noise: Any, t: Any, u: Any, condition: Any, conditions: Any) -> torch.Tensor:
-        if self.step == 0:
-            check_time(self.path, t.detach().cpu())  # on a GPU in the first step only: it waits for the device
+        if self.step == 0:  # on a GPU in the first step only: it waits for the device
+            check_time(self.path, t.cpu() if isinstance(t, torch.Tensor) else t)
+        if u is None:
+            u = torch.rand(t.shape, generator=self._generator, device=self._generator.device)
         t_teacher = self.loss.teacher_time(t, u)
         x_teacher = self.path.add_noise(x0, noise, t_teacher)
 
         def forward(time: torch.Tensor) -> Any:
             return self.call(self.teacher, x_teacher, time, *condition, **conditions)
 
-        mode = self.teacher.training  # always eval for a teacher of ours; a user's own EMA gets its mode back
-        self.teacher.eval()
+        mode = self.teacher.training  # a teacher of ours is in eval mode; a user's own EMA gets its mode back
+        if mode:
+            self.teacher.eval()
         try:
             clean = torch.full_like(t, self.path.clean_at)
             output = self._condition.run(forward, t, t_teacher, clean, [*condition, *conditions.values()])
         finally:
-            self.teacher.train(mode)
+            if mode:
+                self.teacher.train()
         return tokens_of(output, self.select, self.taps[1])
 
     def _check_finite(self) -> None:

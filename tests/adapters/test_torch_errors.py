@@ -154,6 +154,7 @@ def test_frozen_student(model, loss, batch):
     ("t", "message"),
     [
         (torch.tensor([0.1, 0.2, 0.3, 1.5]), r"t must lie in \[0, 1\]. Received: values from 0.1 to 1.5"),
+        (0.5, r"one time per sample, shape \[B\]. Received: shape \(\)"),
         (torch.rand(3), r"one time per sample, shape \[B\] = \(4,\). Received: shape \(3,\)"),
         (torch.rand(4, 1), r"one time per sample, shape \[B\]. Received: shape \(4, 1\)"),
         (torch.tensor([1, 2, 3, 4]), r"takes floating-point times. Received: t of dtype int64"),

@@ -1,6 +1,7 @@
 """What one step of SRA computes on a PyTorch model, and what it leaves alone."""
 
 import copy
+import pickle
 
 import numpy as np
 import oracle
@@ -157,6 +158,18 @@ def test_attaching_and_detaching_leaves_no_trace(model, loss, batch):
     assert list(model.state_dict()) == names
     assert all(torch.equal(now, before[name]) for name, now in model.state_dict().items())
     assert torch.equal(model(batch[0], *batch[2:]), output)
+
+
+def test_copies_and_pickles_of_an_attached_model_are_free_of_it(model, loss, batch):
+    align = SelfAlignment(model, loss)
+    pickled = pickle.loads(pickle.dumps(model))
+    output = model(batch[0], *batch[2:])
+    for other in (copy.deepcopy(model), pickled):
+        assert torch.equal(other(batch[0], *batch[2:]), output)
+        with SelfAlignment(other, loss) as second:  # it counts as not attached
+            other(batch[0], *batch[2:])
+            assert second(*batch).item() > 0
+    assert align(*batch).item() > 0  # the first one has seen its own model's forward only
 
 
 def test_gradient_accumulation_takes_one_term_per_forward(loop, batch):
