@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -132,8 +133,9 @@ class SelfAlignment:
                           "Pass width=D, or example=(x, t, *condition) for a dry run.")  # fmt: skip
         seed = torch.initial_seed() if seed is None else seed
         like = next((p for p in [*block.parameters(), *model.parameters()] if p.is_floating_point()), torch.empty(0))
-        self.projector = Projector(width, torch.Generator().manual_seed(seed), like)
-        self._generator = torch.Generator(like.device).manual_seed(seed)
+        seeds = random.Random(seed)  # streams of their own, also beside generators that the user has seeded alike
+        self.projector = Projector(width, torch.Generator().manual_seed(seeds.getrandbits(63)), like)
+        self._generator = torch.Generator(like.device).manual_seed(seeds.getrandbits(63))
 
         self._tap: Tap | None = Tap(model, block, self.taps[0])
         self._condition = Condition(model, self.teacher, self._tap, first, self.taps[1], trusted=not check_condition)

@@ -39,9 +39,13 @@ from torch import nn
 ARMS = {"without SRA": ["--no-sra"], "with SRA": []}
 COLORS = {"without SRA": "#8a8a8a", "with SRA": "#d1495b"}
 
-# TUNING-COMMENT
-MODEL = ["--width", "64", "--depth", "8", "--batch-size", "64", "--lr", "2e-3", "--weight", "0.5", "--student-layer", "2",
-         "--teacher-layer", "6", "--decay", "0.99"]  # fmt: skip
+# Chosen on the seeds 100 and 101. Learning rate, on the arm without SRA: 1e-3, 2e-3, 4e-3; the last was best in every score of
+# generation. Then, with SRA: layers 2 -> 6, 2 -> 5, 1 -> 5, 1 -> 4 of 8 blocks at batch 64 (600 steps), and 1 -> 4 of 6 blocks
+# at batch 32 (1,000 steps); weights 0.2, 0.5, 1 for 2 -> 6. Of these 18 pairs of runs the denoising loss was higher with SRA in
+# all; the probe was higher in 14 at the student's block, and lower in 14 at the teacher's. At block 1 the gain came in every
+# pair (+0.03 to +0.06), hence the layers; the weights differed by no more than the seeds did. Seeds 0, 1 and 2 had been looked
+# at once before, with 2 -> 6 of 8 blocks at 500 steps: probe +0.02 at the student's block, -0.01 at the teacher's, loss +0.005.
+MODEL = ["--width", "64", "--depth", "6", "--batch-size", "32", "--lr", "4e-3", "--student-layer", "1", "--teacher-layer", "4"]
 SHORT = ["--width", "32", "--depth", "4", "--batch-size", "32", "--student-layer", "1", "--teacher-layer", "3"]
 PROBE_TIME = 0.25  # the noise level of the linear probe, on an axis where 0 is data and 1 is noise
 
@@ -103,12 +107,15 @@ def held_out_loss(run: torch_sit.Run) -> float:
 
 def probe_accuracies(run: torch_sit.Run) -> list[float]:
     """How well a linear classifier reads the class from the mean token after each block; held-out accuracy."""
-    data = run.data
-    train, held_out = features(run, data.images), features(run, data.held_out_images)
+    data, copies = run.data, (1, 4)  # held-out images are few: each under four draws of noise, for a steadier number
+    train, held_out = (
+        features(run, x.repeat(n, 1, 1, 1)) for x, n in zip((data.images, data.held_out_images), copies, strict=True)
+    )
+    labels, held_out_labels = (y.repeat(n).cpu() for y, n in zip((data.labels, data.held_out_labels), copies, strict=True))
     probes = []
     for x, x_held_out in zip(train, held_out, strict=True):
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
-        probes.append(probe.fit(x, data.labels.cpu()).score(x_held_out, data.held_out_labels.cpu()))
+        probes.append(probe.fit(x, labels).score(x_held_out, held_out_labels))
     return probes
 
 
@@ -229,11 +236,13 @@ class Metric(NamedTuple):
         return [b - a for a, b in zip(*(self.values[arm] for arm in ARMS), strict=True)]
 
     def verdict(self) -> str:
-        """What the numbers say of SRA: a word only where all seeds agree, and by twice the differences' spread on average."""
+        """What the numbers say of SRA. With few seeds and many rows chance looks like an effect, so a word is given only where
+        all seeds agree, and the mean difference exceeds each arm's spread and twice its own."""
         d = self.differences
         if len(d) < 2:
             return "one seed has no spread, so this decides nothing"
-        if not (min(d) > 0 or max(d) < 0) or abs(statistics.fmean(d)) <= 2 * statistics.stdev(d):
+        spread = max(2 * statistics.stdev(d), *(statistics.stdev(values) for values in self.values.values()))
+        if not (min(d) > 0 or max(d) < 0) or abs(statistics.fmean(d)) <= spread:
             return "within the seeds' spread"
         higher = d[0] > 0
         if not self.better:
@@ -261,20 +270,21 @@ def measure(results: dict[Job, Result], judge: Judge, layers: tuple[int, int]) -
     ]  # fmt: skip
 
 
-def spread(values: list[float], sign: str = "") -> str:
+def mean_sd(values: list[float], sign: str = "") -> str:
     mean = f"{statistics.fmean(values):{sign}.3f}"
     return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
 def print_table(metrics: list[Metric], seconds: dict[str, float], seeds: list[int], console: Console) -> None:
-    table = Table(title=f"Mean ± sd over the seeds {', '.join(map(str, seeds))}", box=box.SIMPLE_HEAD, pad_edge=False)
+    title = f"Mean ± sd over the seeds {', '.join(map(str, seeds))}; real: the same of unseen real images"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for column in (*ARMS, "difference", "real"):
         table.add_column(column, justify="right", no_wrap=True)
     arrows = {"lower": " ↓", "higher": " ↑", "": ""}
     for m in metrics:
-        cells = (spread(m.values[arm]) for arm in ARMS)
-        table.add_row(m.name + arrows[m.better], *cells, spread(m.differences, "+"), f"{m.real:.3f}" if m.real else "")
+        cells = (mean_sd(m.values[arm]) for arm in ARMS)
+        table.add_row(m.name + arrows[m.better], *cells, mean_sd(m.differences, "+"), f"{m.real:.3f}" if m.real else "")
     plain, aligned = (1000 * seconds[arm] for arm in ARMS)
     table.add_row("Time per training step ↓", f"{plain:.1f} ms", f"{aligned:.1f} ms", f"x {aligned / plain:.2f}", "")
     console.print(table)
@@ -384,7 +394,7 @@ def draw_probes(axis: Any, results: dict[Job, Result], layers: tuple[int, int]) 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=torch_sit.Formatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training of each arm per seed")
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each training")
+    parser.add_argument("--steps", type=int, default=800, help="optimizer steps of each training")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of demo.png")
     parser.add_argument("--short", action="store_true", help="seconds: to see that everything runs; the numbers mean nothing")
     if parser.parse_args().short:

@@ -55,6 +55,11 @@ def load_keras(framework: str | None = None) -> None:
         TypeError: Keras runs, or is told by KERAS_BACKEND to run, on another backend.
     """
     if _backend is None:
+        if compiling():
+            raise TypeError(
+                "Keras must be imported before torch.compile traces selfalign. Received: a first call under torch.compile. "
+                "Build the SelfAlignment first, or run the first step eagerly."
+            )
         _import_keras(framework)
     if framework is not None and framework != _backend:
         raise _mismatch(framework, str(_backend), "Keras already runs on it in this process, and it cannot change")
@@ -101,9 +106,12 @@ def _keras_on(backend: str) -> Any:
 
 
 def _mismatch(framework: str | None, backend: str, reason: str) -> TypeError:
+    known = framework in _KERAS_BACKENDS
+    fix = f"Set KERAS_BACKEND={framework} before the first import of Keras, or pass {backend} tensors." if known else \
+        "Convert it to a framework that Keras runs on."  # fmt: skip
     return TypeError(
         f"Tensors must belong to the framework of Keras's backend. Received: a {framework} tensor, with the Keras backend "
-        f"{backend!r} ({reason}). Set KERAS_BACKEND={framework} before the first import of Keras, or pass {backend} tensors."
+        f"{backend!r} ({reason}). {fix}"
     )
 
 

@@ -180,7 +180,7 @@ class SRALoss:
     def _raw(self, student: Any, teacher: Any, mask: Any = None) -> Any:
         check_tokens(student, teacher)
         teacher = ops.stop_gradient(teacher)
-        if self.distance == "official-2026-07" and mask is not None and len(mask.shape) != 1:
+        if self.distance == "official-2026-07" and len(getattr(mask, "shape", ())) == 2:
             raise invalid("mask must have the shape [B] (samples)", f"{tuple(mask.shape)}",
                           "With the token-axis cosine only a mask over samples has a meaning.")  # fmt: skip
         if not callable(self.distance):
@@ -215,6 +215,7 @@ class SRALoss:
             >>> float(info["cosine"]), float(info["teacher_norm"]), bool(info["student_finite"])
             (1.0, 2.0, True)
         """
+        check_tokens(student_tokens, teacher_tokens)
         sides = {"student": ops.stop_gradient(student_tokens), "teacher": ops.stop_gradient(teacher_tokens)}
         info = {"distance": self._raw(*sides.values()), "cosine": 1.0 - ops.mean(distances.cosine(*sides.values()))}
         for side, tokens in sides.items():

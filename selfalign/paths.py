@@ -7,7 +7,6 @@ of (nearly) pure noise, `clean_at` the time of data. Times are vectors [B], one 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from typing import Any, ClassVar
@@ -269,6 +268,7 @@ class Discrete(Path):
     name: ClassVar[str] = "discrete"
     discrete: ClassVar[bool] = True
     alphas_cumprod: tuple[float, ...] = _ddpm_alphas_cumprod()
+    _tables: ClassVar[tuple[tuple[float, ...], tuple[float, ...]]]  # of alpha and sigma; of the object, but no setting
 
     def __post_init__(self) -> None:
         values = tuple(float(a) for a in self.alphas_cumprod)
@@ -277,7 +277,9 @@ class Discrete(Path):
             raise invalid("alphas_cumprod must be at least two numbers that fall strictly inside [0, 1]",
                           f"{len(values)} numbers, {values[:3]} ... {values[-1:]}",
                           "Pass the cumulative product of 1 - beta, step 0 first.")  # fmt: skip
-        keep(self, alphas_cumprod=values)
+        # roots in float64: 1 - abar loses four digits of sigma in float32 at the clean end
+        tables = tuple(map(math.sqrt, values)), tuple(math.sqrt(1.0 - a) for a in values)
+        keep(self, alphas_cumprod=values, _tables=tables)
 
     @property
     def clean_at(self) -> int:
@@ -290,11 +292,6 @@ class Discrete(Path):
     @property
     def noise_at(self) -> int:
         return len(self.alphas_cumprod) - 1
-
-    @functools.cached_property
-    def _tables(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        # roots in float64: 1 - abar loses four digits of sigma in float32 at the clean end
-        return tuple(map(math.sqrt, self.alphas_cumprod)), tuple(math.sqrt(1.0 - a) for a in self.alphas_cumprod)
 
     def coefficients(self, t: Any) -> tuple[Any, Any]:
         alpha, sigma = map(constant, self._tables)

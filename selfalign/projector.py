@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ._backend import on_backend, ops
+from ._backend import dtype_of, on_backend, ops
 from ._checks import check_number, invalid
 
 _NAMES = ("hidden_kernel", "hidden_bias", "output_kernel", "output_bias")
@@ -96,4 +96,4 @@ def init_projector(hidden_draws: Any, output_draws: Any) -> dict[str, Any]:
 
 
 def _xavier(draws: Any) -> Any:
-    return (2.0 * draws - 1.0) * math.sqrt(6.0 / sum(draws.shape))
+    return ops.cast((2.0 * draws - 1.0) * math.sqrt(6.0 / sum(draws.shape)), dtype_of(draws))

@@ -6,7 +6,7 @@ import numbers
 import sys
 from typing import Any
 
-from ._backend import dtype_of, is_floating, on_backend, ops, widened
+from ._backend import converted, dtype_of, is_floating, on_backend, ops, widened
 from ._checks import check_array, check_number, check_values, invalid
 
 
@@ -47,12 +47,18 @@ def ema_update(teacher: Any, student: Any, decay: Any) -> Any:
 def _ema_leaf(teacher: Any, student: Any, decay: Any) -> Any:
     if not is_floating(teacher):
         return teacher
-    old, new = (ops.stop_gradient(ops.convert_to_tensor(leaf)) for leaf in (teacher, student))
+    old, new = (ops.stop_gradient(_tensor(leaf)) for leaf in (teacher, student))
     old = widened(old)
     # 1 - decay before the cast: in float32 it would be 1.00017e-4 for 0.9999
     new, kept, moved = (ops.cast(x, dtype_of(old)) for x in (new, decay, 1.0 - decay))
     # from the nearer end: exact at both, and where the two are equal
+    if isinstance(decay, numbers.Real):
+        return old + moved * (new - old) if decay > 0.5 else new + kept * (old - new)
     return ops.where(kept > 0.5, old + moved * (new - old), new + kept * (old - new))
+
+
+def _tensor(leaf: Any) -> Any:
+    return ops.convert_to_tensor(leaf) if isinstance(leaf, numbers.Number) else converted(leaf)
 
 
 def _check_decay(decay: Any) -> None:

@@ -67,4 +67,4 @@ def _gap(path: Path, t: Any, u: Any, max_gap: float, random_gap: bool) -> Any:
     gap = widened(u) * largest
     if not path.discrete:
         return gap
-    return ops.cast(ops.minimum(ops.floor(gap), max(largest - 1, 0)), "int32")  # u * largest may round up to largest
+    return ops.cast(ops.minimum(ops.floor(gap), float(max(largest - 1, 0))), "int32")  # u * largest may round up to largest
