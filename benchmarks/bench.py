@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=16, help="side of the image or latent; patches of 2")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--term", type=int, nargs=3, default=(8, 256, 1152), metavar=("B", "N", "D"))
+    parser.add_argument("--term", type=int, nargs=3, default=(32, 256, 1152), metavar=("B", "N", "D"))
     options = parser.parse_args()
     console = Console()
 
@@ -168,7 +168,7 @@ def main() -> None:
     show(console, "A training step", seconds, dict.fromkeys(arms, "plain step"))
     show(console, "The same", {n: seconds[n] for n in list(arms)[1:]}, dict.fromkeys(arms, "by hand, whole teacher"))
 
-    seconds = measure(term_arms(tuple(options.term)), 5 * options.rounds, warm_up=10)
+    seconds = measure(term_arms(tuple(options.term)), 3 * options.rounds, warm_up=10)
     against = {name: "plain torch, " + name.rpartition(" ")[2] for name in seconds}
     show(console, f"The term on {tuple(options.term)}, forward and backward", seconds, against)
 

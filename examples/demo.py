@@ -1,7 +1,7 @@
 """What SRA does to a small SiT, measured in minutes on a CPU: the same training with and without it, over several seeds.
 
     python examples/demo.py                 a table, and the picture runs/demo/demo.png
-    python examples/demo.py --seeds 3 4 5   other seeds
+    python examples/demo.py --seeds 6 7 8   other seeds
     python examples/demo.py --short         seconds: a few steps of a tiny model, to see that everything runs
 
 Model and training are those of torch_sit.py, on scikit-learn's digits. Within a seed both arms have the same first weights,
@@ -39,15 +39,15 @@ from torch import nn
 ARMS = {"without SRA": ["--no-sra"], "with SRA": []}
 COLORS = {"without SRA": "#8a8a8a", "with SRA": "#d1495b"}
 
-# Chosen on the seeds 100 and 101. Learning rate, on the arm without SRA: 1e-3, 2e-3, 4e-3; the last was best in every score of
-# generation. Then, with SRA: layers 2 -> 6, 2 -> 5, 1 -> 5, 1 -> 4 of 8 blocks at batch 64 (600 steps), and 1 -> 4 of 6 blocks
-# at batch 32 (1,000 steps); weights 0.2, 0.5, 1 for 2 -> 6. Of these 18 pairs of runs the denoising loss was higher with SRA in
-# all; the probe was higher in 14 at the student's block, and lower in 14 at the teacher's. At block 1 the gain came in every
-# pair (+0.03 to +0.06), hence the layers; the weights differed by no more than the seeds did. Seeds 0, 1 and 2 had been looked
-# at once before, with 2 -> 6 of 8 blocks at 500 steps: probe +0.02 at the student's block, -0.01 at the teacher's, loss +0.005.
-MODEL = ["--width", "64", "--depth", "6", "--batch-size", "32", "--lr", "4e-3", "--student-layer", "1", "--teacher-layer", "4"]
+# Chosen on the seeds 100 and 101; 0, 1 and 2 had been looked at with other settings, so the demo shows 3, 4 and 5. Of the
+# learning rates 1e-3, 2e-3 and 4e-3 the middle one stayed; the largest was a little better in the arm without SRA. Layers and
+# weight are the library's own advice (0.25 and 0.7 of the depth; 0.5): layers 2 -> 5, 1 -> 5, 1 -> 4 and weights 0.2 and 1 differed
+# by little more than the two seeds did. In nearly all pairs of runs the probe was higher with SRA at the student's block, and so
+# was the denoising loss; a weight of 0.2 made both differences smaller. The probe is read at t = 0.5, since at 0.25 it was near
+# its ceiling in both arms.
+MODEL = ["--width", "64", "--depth", "8", "--batch-size", "64", "--lr", "2e-3"]
 SHORT = ["--width", "32", "--depth", "4", "--batch-size", "32", "--student-layer", "1", "--teacher-layer", "3"]
-PROBE_TIME = 0.25  # the noise level of the linear probe, on an axis where 0 is data and 1 is noise
+PROBE_TIME = 0.5  # the noise level of the linear probe, on an axis where 0 is data and 1 is noise
 
 # ---------------------------------------------------------------------------------------------------------- one arm, one seed
 
@@ -393,8 +393,8 @@ def draw_probes(axis: Any, results: dict[Job, Result], layers: tuple[int, int]) 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=torch_sit.Formatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training of each arm per seed")
-    parser.add_argument("--steps", type=int, default=800, help="optimizer steps of each training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5], help="one training of each arm per seed")
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each training")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of demo.png")
     parser.add_argument("--short", action="store_true", help="seconds: to see that everything runs; the numbers mean nothing")
     if parser.parse_args().short:
@@ -415,7 +415,7 @@ def main() -> None:
     device = first.data.images.device
     judge = Judge(first.data, epochs=2 if settings.short else 20)
     results = {job: result._replace(samples=torch.tensor(result.samples).to(device)) for job, result in results.items()}
-    layers = first.settings.student_layer, first.settings.teacher_layer
+    layers = first.align.loss.layers(len(first.model.blocks))
     metrics = measure(results, judge, layers)
     seconds = time_steps({job: jobs[job] for job in list(jobs)[:2]}, 5 if settings.short else 30)
     settings.out.mkdir(parents=True, exist_ok=True)

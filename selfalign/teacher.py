@@ -52,7 +52,7 @@ def _ema_leaf(teacher: Any, student: Any, decay: Any) -> Any:
     # 1 - decay before the cast: in float32 it would be 1.00017e-4 for 0.9999
     new, kept, moved = (ops.cast(x, dtype_of(old)) for x in (new, decay, 1.0 - decay))
     # from the nearer end: exact at both, and where the two are equal
-    if isinstance(decay, numbers.Real):
+    if isinstance(decay, (int, float)):
         return old + moved * (new - old) if decay > 0.5 else new + kept * (old - new)
     return ops.where(kept > 0.5, old + moved * (new - old), new + kept * (old - new))
 

@@ -198,6 +198,7 @@ def test_update_twice_is_warned(loop, batch):
     loop.step(batch)
     with pytest.warns(UserWarning, match="once per optimizer step. Received: a call with neither"):
         loop.align.update()
+    assert loop.align.step == 2
 
 
 def test_update_never_is_warned_once(loop, batch):
@@ -209,6 +210,7 @@ def test_update_never_is_warned_once(loop, batch):
     with pytest.warns(UserWarning, match=r"must follow each optimizer step. Received: an optimizer step, but no update\(\)"):
         step()
     step()  # warnings are errors here: a second one would fail
+    assert loop.align.step == 0
 
 
 def test_projector_missing_from_the_optimizer(model, loss, batch, make_loop):
