@@ -163,7 +163,7 @@ def test_torch_sit_reads_other_data(tmp_path: Path, kind: str) -> None:
         ("torch_sit.py", ["--data", "fashion-mnist", "--data-dir", "nowhere"], "Debian package dataset-fashion-mnist"),
         ("torch_sit.py", ["--resume"], "--resume needs a checkpoint"),
         ("torch_sit.py", ["--short", "--patch", "3"], "The patch must divide the side"),
-        ("demo.py", ["--seeds", "1", "1"], "seeds must differ. Received: 800, [1, 1]"),
+        ("demo.py", ["--seeds", "1", "1"], "seeds must differ. Received: 600, [1, 1]"),
         ("demo.py", ["--layers", "8"], "unrecognized arguments: --layers"),
     ],
 )
