@@ -1,0 +1,52 @@
+"""The SiT of the examples: the papers' sizes, and what the teacher computes of it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import selfalign
+from selfalign.adapters.torch import SelfAlignment
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+from torch_sit import SiT
+
+
+def flops(run):
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "depth", "prefix", "whole"),
+    [
+        ("B", 768, 12, 86_793_216, 130_500_112),
+        ("L", 1024, 24, 304_852_992, 458_086_416),
+        ("XL", 1152, 28, 481_195_008, 675_111_184),
+    ],
+)
+def test_its_blocks_are_those_of_the_paper(size, width, depth, prefix, whole):
+    """Parameters of SiT-*/2 on 32x32x4 latents: embedders with the blocks that the teacher runs, and the whole model."""
+    with torch.device("meta"):
+        blocks = SiT(32, 4, 1000, patch=2, width=width, depth=depth, heads=16).blocks
+    counts = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
+    tokens, labels, time = 256 * width + 17 * width, 1001 * width, 256 * width + width + width**2 + width
+    head = 2 * width**2 + 2 * width + 16 * width + 16
+    _, teacher = selfalign.preset_layers(f"SiT-{size}/2")
+    assert sum(counts[:teacher]) + tokens + labels + time == prefix
+    assert sum(counts) + tokens + labels + time + head == whole
+
+
+def test_the_teacher_runs_exactly_the_blocks_up_to_its_layer():
+    model = SiT(8, 1, 10, patch=2, width=32, depth=6, heads=4)
+    align = SelfAlignment(model, selfalign.SRALoss(student_layer=2, teacher_layer=4))
+    x0, t, y = torch.randn(4, 1, 8, 8), torch.rand(4), torch.randint(0, 10, (4,))
+    whole = flops(lambda: model(x0, t, y))
+    counted = flops(lambda: align(x0, torch.randn_like(x0), t, y))
+    projector = flops(lambda: align.projector(torch.zeros(4, 16, 32)))
+    after = flops(lambda: [block(torch.zeros(4, 16, 32), torch.zeros(4, 32)) for block in align.teacher.blocks[4:]])
+    head = flops(lambda: (align.teacher.modulation(torch.zeros(4, 32)), align.teacher.head(torch.zeros(4, 16, 32))))
+    assert counted - projector == whole - after - head
