@@ -147,7 +147,8 @@ def scope(*values: object) -> Any:
     load_keras(names[0] if names else None)
     if names != ["torch"]:
         return contextlib.nullcontext()
-    devices = sorted({str(tensor.device) for _, tensor in found})
+    # torch lets a scalar stay on the CPU (a step, a decay), and so do we
+    devices = sorted({str(x.device) for _, x in found if x.ndim}) or [str(found[0][1].device)]
     if len(devices) > 1:
         raise ValueError(
             f"All tensors of one call must be on one device. Received: tensors on {' and '.join(devices)}. "

@@ -117,8 +117,8 @@ def check_values(name: str, values: Any, low: float, high: float, fix: str) -> N
         return
     import numpy
 
-    if framework_of(values) != "torch":
-        values = numpy.asarray(values)  # not through keras.ops: inside jit that would trace a constant
+    # not through keras.ops: inside jit that would trace a constant
+    values = values.detach() if framework_of(values) == "torch" else numpy.asarray(values)
     smallest, largest = float(values.min()), float(values.max())
     if not (low <= smallest and largest <= high):
         raise invalid(f"{name} must lie in [{low:g}, {high:g}]", f"values from {smallest:g} to {largest:g}", fix)

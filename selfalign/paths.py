@@ -12,7 +12,7 @@ import math
 from typing import Any, ClassVar
 
 from ._backend import constant, dtype_of, is_floating, on_backend, ops, widened
-from ._checks import build, check_choice, check_kind, check_number, check_time, invalid, keep
+from ._checks import build, check_array, check_choice, check_kind, check_number, check_time, invalid, keep
 
 _TINY = 1e-19  # its inverse squared still fits into float32
 
@@ -135,6 +135,8 @@ class Path:
         raise invalid("time_at_snr needs a path with an inverse", self, "Use a continuous path, or search in snr(t).")
 
     def _mix(self, weights: Any, x0: Any, noise: Any, t: Any) -> Any:
+        for name, value in (("x0", x0), ("noise", noise)):
+            check_array(name, value)
         shape = tuple(x0.shape)
         if shape != tuple(noise.shape) or not shape:
             raise invalid("x0 and noise must have the same shape [B, ...]", f"x0 {shape}, noise {tuple(noise.shape)}",

@@ -350,6 +350,23 @@ def test_a_module_is_no_structure_of_arrays():
         ema(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
 
 
+@pytest.mark.only("torch")
+def test_a_scalar_may_stay_on_another_device():
+    import torch
+
+    step, far = torch.tensor(3), torch.zeros(2, 3, 4, device="meta")
+    term = loss(weight=0.5 * schedules.Warmup(10))(far, far, step=step)
+    assert term.device.type == "meta"
+
+
+@pytest.mark.only("torch")
+def test_times_that_carry_a_gradient_are_looked_at_without_a_warning():
+    import torch
+
+    t = torch.tensor([0.5, 0.75], requires_grad=True)
+    assert time_gap.teacher_time(paths.Linear(), t, torch.full((2,), 0.5)).tolist() == pytest.approx([0.4, 0.65])
+
+
 def test_every_error_of_the_core_is_in_the_table():
     """The longest literal of each rule in the sources occurs in a message that a call of the table gave."""
     messages = []
