@@ -146,7 +146,7 @@ class SelfAlignment:
         if student is None and teacher is None:
             path, found = find_blocks(self.model, blocks)
             numbers = (1, *self.loss.layers(len(found)))
-            return tuple(f"{path}.{number - 1}" for number in numbers)  # type: ignore[return-value]
+            return tuple(f"{path}.{number - 1}".lstrip(".") for number in numbers)  # type: ignore[return-value]
         if student is None or teacher is None or blocks is not None:
             raise invalid("Taps are given by two paths, student= and teacher=, without blocks=",
                           f"student={student!r}, teacher={teacher!r}, blocks={blocks!r}",

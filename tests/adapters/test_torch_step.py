@@ -334,6 +334,15 @@ def test_mask_and_seed(model, loss, batch):
     assert torch.equal(again.projector.hidden_kernel, align.projector.hidden_kernel)
 
 
+def test_a_sequential_is_its_own_block_list():
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(5)))
+    align = SelfAlignment(model, selfalign.SRALoss(student_layer=2, teacher_layer=4), call=lambda m, x, t: m(x))
+    x0 = torch.randn(4, 5, 4)
+    model(x0)
+    assert align.taps == ["1", "3"]
+    assert align(x0, torch.randn_like(x0), torch.rand(4)).item() > 0
+
+
 def test_block_class_is_never_asked(loss, batch):
     """Any module that maps tokens to tokens is a block."""
 
