@@ -97,6 +97,19 @@ def test_weight_zero_keeps_every_parameter_in_the_graph(model, batch, make_loop,
     assert all(p.grad is not None and not p.grad.any() for p in loop.align.projector.parameters())
 
 
+def test_schedules_follow_the_optimizer_steps(model, batch, make_loop):
+    loop = make_loop(model, selfalign.SRALoss(student_layer=2, teacher_layer=4, weight=selfalign.schedules.Stop(1)))
+    terms = []
+    for _ in range(2):
+        denoising, alignment = loop.forward(*batch), loop.align(*batch)
+        (denoising + alignment).backward()
+        loop.optimizer.step()
+        loop.align.update()
+        terms.append(alignment.item())
+    assert terms[0] > 0
+    assert terms[1] == 0
+
+
 def prefix_flops(model, layer, batch):
     return flops(lambda: features(model, layer, batch[0], *batch[2:]))
 
@@ -233,6 +246,13 @@ def test_checkpointed_student_gets_the_same_gradients(loss, batch, make_loop, re
     checkpointed.align.update()
     checkpointed.step(batch)
     assert checkpointed.align.step == 2
+
+
+def test_recomputation_in_backward_is_not_a_forward(loss, batch, make_loop):
+    loop = make_loop(Checkpointed(reentrant=False, span=3), loss)
+    (loop.forward(*batch) + loop.align(*batch)).backward()
+    with pytest.raises(ValueError, match=r"forward must run before align\(\)"):
+        loop.align(*batch)
 
 
 def test_reentrant_checkpointing_is_an_error_not_silence(loss, batch):
