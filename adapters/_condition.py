@@ -18,6 +18,7 @@ import numpy
 import torch
 from torch import nn
 
+from selfalign._backend import host_randomness_kept
 from selfalign._checks import invalid
 
 from ._taps import Hooks, Tap, run_until
@@ -136,7 +137,7 @@ class Condition(Hooks):
     def _try_out(self, forward: Callable[[], Any]) -> None:
         """Drop conditions as the student does, and see whether replaying the indices gives the first block the same inputs."""
         embed = functools.partial(run_until, forward, self.first, "the first block", inputs=True)
-        with _own_randomness():
+        with host_randomness_kept(), torch.random.fork_rng():
             for _ in range(_TRIALS):
                 before = _random_state()
                 with _training(self.teacher, self.first):
@@ -187,16 +188,6 @@ def _training(model: nn.Module, first_block: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-@contextmanager
-def _own_randomness() -> Iterator[None]:
-    """Leaves the random streams of torch, numpy and Python as they were."""
-    python, arrays = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    random.setstate(python)
-    numpy.random.set_state(arrays)
 
 
 def _random_state() -> list[Any]:

@@ -67,8 +67,9 @@ def load_keras(framework: str | None = None) -> None:
 
 def _import_keras(framework: str | None) -> None:
     global _backend
-    _backend = _choose(framework)
-    vars(ops).update({k: v for k, v in vars(_keras_on(_backend).ops).items() if not k.startswith("_")})
+    backend = _choose(framework)
+    vars(ops).update({k: v for k, v in vars(_keras_on(backend).ops).items() if not k.startswith("_")})
+    _backend = backend  # last: an import that fails must not count
 
 
 def _choose(framework: str | None) -> str:
@@ -87,18 +88,28 @@ def _choose(framework: str | None) -> str:
     return framework
 
 
-def _keras_on(backend: str) -> Any:
+@contextlib.contextmanager
+def host_randomness_kept() -> Iterator[None]:
+    """Leaves the random streams of Python and NumPy as they were."""
     import random
 
     import numpy
 
-    before, python, arrays = os.environ.get("KERAS_BACKEND"), random.getstate(), numpy.random.get_state()
-    os.environ["KERAS_BACKEND"] = backend  # the one switch Keras has; put back at once
+    python, arrays = random.getstate(), numpy.random.get_state()
     try:
-        return importlib.import_module("keras")
-    finally:  # Keras and its backends draw numbers at import: a run must not depend on when that happens
+        yield
+    finally:
         random.setstate(python)
         numpy.random.set_state(arrays)
+
+
+def _keras_on(backend: str) -> Any:
+    before = os.environ.get("KERAS_BACKEND")
+    os.environ["KERAS_BACKEND"] = backend  # the one switch Keras has; put back at once
+    try:
+        with host_randomness_kept():  # Keras draws numbers at import: a run must not depend on when that happens
+            return importlib.import_module("keras")
+    finally:
         if before is None:
             del os.environ["KERAS_BACKEND"]
         else:

@@ -40,11 +40,11 @@ def teacher_time(path: Path, t: Any, u: Any, max_gap: float = 0.2, random_gap: b
     teacher noisier than a student at step 0; here it never is.
     """
     check_time(path, t)
-    gap_range(path, max_gap)
+    largest = gap_range(path, max_gap)
     if random_gap:
         check_draws(u, t)
     start = ops.cast(t, "int32") if path.discrete else widened(t)  # a gap may not fit into an 8-bit t
-    moved = path.toward_data(start, _gap(path, start, u, max_gap, random_gap))
+    moved = path.toward_data(start, _gap(path, start, u, largest, random_gap))
     return ops.cast(moved, dtype_of(t))
 
 
@@ -60,8 +60,7 @@ def gap_range(path: Path, max_gap: float) -> float:
     return round(span)
 
 
-def _gap(path: Path, t: Any, u: Any, max_gap: float, random_gap: bool) -> Any:
-    largest = gap_range(path, max_gap)
+def _gap(path: Path, t: Any, u: Any, largest: float, random_gap: bool) -> Any:
     if not random_gap:
         return ops.full_like(t, largest)
     gap = widened(u) * largest

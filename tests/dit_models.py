@@ -1,9 +1,10 @@
-"""Small PyTorch transformers in the shapes that users bring: written here, attached to unmodified."""
+"""Small PyTorch transformers in the shapes that users bring, attached to unmodified; their inputs, and what they compute."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class Block(nn.Module):
@@ -126,3 +127,10 @@ def make_batch(size: int = 4, tokens: int = 5, channels: int = 4) -> tuple[torch
     """x0, noise, t, y for the models above."""
     x0 = torch.randn(size, tokens, channels)
     return x0, torch.randn_like(x0), torch.rand(size), torch.randint(0, 10, (size,))
+
+
+def flops(run) -> int:
+    """The FLOPs that torch counts while `run` runs."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()

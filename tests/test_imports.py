@@ -198,3 +198,20 @@ def test_a_first_call_under_torch_compile_is_refused(tmp_path):
     _, errors = python(code, tmp_path)
     assert "Keras must be imported before torch.compile traces selfalign. Received: a first call under torch.compile." in errors
     assert "Build the SelfAlignment first, or run the first step eagerly." in errors
+
+
+@pytest.mark.only("numpy")
+def test_an_import_of_keras_that_fails_does_not_count(tmp_path):
+    """The second call says what the first said, not something about a Keras that is not there."""
+    code = """
+import numpy, selfalign
+for _ in range(2):
+    try:
+        selfalign.paths.Linear().snr(numpy.array([0.5]))
+    except Exception as error:
+        print(type(error).__name__, "theano" in str(error))
+"""
+    printed, _ = python(code, tmp_path, backend="theano")
+    first, second = printed.splitlines()
+    assert first == second
+    assert first.endswith("True")

@@ -1,5 +1,8 @@
 """Student and teacher see the same condition, also where the model drops labels itself; or the model is refused."""
 
+import random
+
+import numpy
 import pytest
 import torch
 from dit_models import DiT, MaskedLabelDiT, PythonRandomDiT, ShiftedLabelDiT, TimeTableDiT
@@ -73,6 +76,18 @@ def test_models_whose_dropping_cannot_be_replayed_are_refused(kind, loss, batch)
     model(batch[0], *batch[2:])
     with pytest.raises(ValueError, match=r"must see the same condition. Received: \w+ draws random numbers.*check_condition"):
         align(*batch)
+
+
+def test_a_refusal_leaves_the_random_streams_alone(loss, batch):
+    model = PythonRandomDiT()
+    align = SelfAlignment(model, loss)
+    model(batch[0], *batch[2:])
+    python, arrays, stream = random.getstate(), numpy.random.get_state()[1].copy(), torch.get_rng_state()
+    with pytest.raises(ValueError, match="must see the same condition"):
+        align(*batch, u=torch.zeros(4))
+    assert random.getstate() == python
+    assert numpy.array_equal(numpy.random.get_state()[1], arrays)
+    assert torch.equal(torch.get_rng_state(), stream)
 
 
 def test_check_can_be_switched_off(loss, batch):

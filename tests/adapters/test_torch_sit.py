@@ -5,19 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from dit_models import flops
 
 import selfalign
 from selfalign.adapters.torch import SelfAlignment
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 from torch_sit import SiT
-
-
-def flops(run):
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize(
