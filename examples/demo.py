@@ -21,6 +21,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import common
 import matplotlib
 import numpy as np
 import scipy.linalg
@@ -81,21 +82,21 @@ def train_arm(job: Job, arguments: list[str], images: int, sampling_steps: int, 
     messages.put((job, run.step, "measuring"))
     denoising, alignment = losses.T.tolist()
     alignment = [term / run.settings.weight for term in alignment]
-    device, y = run.data.images.device, torch.arange(images) % len(run.data.classes)
-    noise = torch.randn((images, *run.data.images.shape[1:]), generator=torch.Generator().manual_seed(1))
-    samples = torch_sit.sample(run.ema, noise.to(device), y.to(device), sampling_steps).clamp(-1, 1)
+    y = torch.arange(images) % len(run.data.classes)
+    noise = torch.randn((images, *run.tensors.images.shape[1:]), generator=torch.Generator().manual_seed(1))
+    samples = torch_sit.sample(run.ema, noise.to(run.device), y.to(run.device), sampling_steps).clamp(-1, 1)
     return Result(denoising, alignment, held_out_loss(run), probe_accuracies(run), samples.cpu().numpy())
 
 
 def start(arguments: list[str]) -> torch_sit.Run:
-    settings = torch_sit.parse(["--patch", "2", *arguments])
-    return torch_sit.Run(torch_sit.load_data(settings), settings)
+    settings = common.parse(torch_sit.PARSER, ["--patch", "2", *arguments])
+    return torch_sit.Run(common.load_data(settings), settings)
 
 
 @torch.no_grad()
 def held_out_loss(run: torch_sit.Run) -> float:
     """The EMA model's denoising loss on the held-out images: the same noise and the same 10 times for every arm and seed."""
-    x0, y = run.data.held_out_images, run.data.held_out_labels
+    x0, y = run.tensors.held_out_images, run.tensors.held_out_labels
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2)).to(x0.device)
     losses = []
     for level in torch.linspace(0.05, 0.95, 10):
@@ -107,7 +108,7 @@ def held_out_loss(run: torch_sit.Run) -> float:
 
 def probe_accuracies(run: torch_sit.Run) -> list[float]:
     """How well a linear classifier reads the class from the mean token after each block; held-out accuracy."""
-    data, copies = run.data, (1, 4)  # held-out images are few: each under four draws of noise, for a steadier number
+    data, copies = run.tensors, (1, 4)  # held-out images are few: each under four draws of noise, for a steadier number
     train, held_out = (
         features(run, x.repeat(n, 1, 1, 1)) for x, n in zip((data.images, data.held_out_images), copies, strict=True)
     )
@@ -142,7 +143,7 @@ def train_all(jobs: dict[Job, list[str]], images: int, sampling_steps: int) -> d
         messages = manager.Queue()
         rest = images, sampling_steps, messages
         futures = {job: pool.submit(train_arm, job, arguments, *rest) for job, arguments in jobs.items()}
-        show_progress(futures, torch_sit.parse(next(iter(jobs.values()))).steps, messages)
+        show_progress(futures, common.parse(torch_sit.PARSER, next(iter(jobs.values()))).steps, messages)
         return {job: future.result() for job, future in futures.items()}
 
 
@@ -183,7 +184,7 @@ def time_steps(jobs: dict[Job, list[str]], count: int) -> dict[str, float]:
 class Judge(nn.Module):
     """A small convolutional classifier of the real images. Its features and its opinion judge the samples of both arms."""
 
-    def __init__(self, data: torch_sit.Data, epochs: int) -> None:
+    def __init__(self, data: common.Data, epochs: int) -> None:
         super().__init__()
         torch.manual_seed(0)
         _, channels, size, _ = data.images.shape
@@ -392,7 +393,7 @@ def draw_probes(axis: Any, results: dict[Job, Result], layers: tuple[int, int]) 
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=torch_sit.Formatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.Formatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5], help="one training of each arm per seed")
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each training")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of demo.png")
@@ -412,8 +413,8 @@ def main() -> None:
     results = train_all(jobs, *((40, 4) if settings.short else (360, 16)))
     console.print("Judging the samples and timing the steps ...")
     first = start(jobs[Job("with SRA", settings.seeds[0])])
-    device = first.data.images.device
-    judge = Judge(first.data, epochs=2 if settings.short else 20)
+    device = first.device
+    judge = Judge(first.tensors, epochs=2 if settings.short else 20)
     results = {job: result._replace(samples=torch.tensor(result.samples).to(device)) for job, result in results.items()}
     layers = first.align.loss.layers(len(first.model.blocks))
     metrics = measure(results, judge, layers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 from ._backend import dtype_of, framework_of, is_floating, readable
@@ -122,3 +123,15 @@ def check_values(name: str, values: Any, low: float, high: float, fix: str) -> N
     smallest, largest = float(values.min()), float(values.max())
     if not (low <= smallest and largest <= high):
         raise invalid(f"{name} must lie in [{low:g}, {high:g}]", f"values from {smallest:g} to {largest:g}", fix)
+
+
+def check_same(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> None:
+    """Leaves by their paths, arrays or numbers: the same paths and shapes on both sides."""
+    for path, leaf in [*teacher.items(), *student.items()]:
+        if not isinstance(leaf, numbers.Number):
+            check_array(f"The leaf at {path!r}", leaf)
+        sides = [tuple(getattr(side[path], "shape", ())) if path in side else "missing" for side in (teacher, student)]
+        if sides[0] != sides[1]:
+            raise invalid("Teacher and student must have the same structure and shapes",
+                          f"at {path!r}: teacher {sides[0]}, student {sides[1]}",
+                          "Build the teacher as a copy of the student's parameters.")  # fmt: skip

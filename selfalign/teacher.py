@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from ._backend import converted, dtype_of, is_floating, on_backend, ops, widened
-from ._checks import check_array, check_number, check_values, invalid
+from ._checks import check_number, check_same, check_values
 
 
 @on_backend
@@ -40,7 +40,7 @@ def ema_update(teacher: Any, student: Any, decay: Any) -> Any:
     _check_decay(decay)
     tree = sys.modules["keras"].tree
     old, new = tree.flatten_with_path(teacher), tree.flatten_with_path(student)
-    _check_same(dict(old), dict(new))
+    check_same(*({"/".join(map(str, path)): leaf for path, leaf in side} for side in (old, new)))
     return tree.pack_sequence_as(teacher, [_ema_leaf(a, b, decay) for (_, a), (_, b) in zip(old, new, strict=True)])
 
 
@@ -67,14 +67,3 @@ def _check_decay(decay: Any) -> None:
         check_values("decay", decay, 0, 1, fix)
     else:
         check_number("decay", decay, 0, 1, fix)
-
-
-def _check_same(teacher: dict[Any, Any], student: dict[Any, Any]) -> None:
-    for path, leaf in [*teacher.items(), *student.items()]:
-        if not isinstance(leaf, numbers.Number):
-            check_array(f"The leaf at {'/'.join(map(str, path))!r}", leaf)
-        sides = [tuple(getattr(side[path], "shape", ())) if path in side else "missing" for side in (teacher, student)]
-        if sides[0] != sides[1]:
-            raise invalid("Teacher and student must have the same structure and shapes",
-                          f"at {'/'.join(map(str, path))!r}: teacher {sides[0]}, student {sides[1]}",
-                          "Build the teacher as a copy of the student's parameters.")  # fmt: skip

@@ -1,0 +1,393 @@
+"""SRA for JAX models: pure functions on pytrees, for any jit, grad, vmap, shard_map and sharding.
+
+    projector = init_projector(key, width)            trained beside the model's parameters
+    teacher = init_teacher(params)                    the EMA, in float32, and the number of steps done
+    term = align(loss, ..., x0, noise, t, y, key=key) inside your own loss function
+    teacher = update_teacher(loss, teacher, params)   after each optimizer step
+
+`params` is whatever pytree your library has for a model: Linen's dicts, an `nnx.State` or a whole `nnx.Module`, an
+`equinox.Module`, lists of arrays. Nothing here holds state, so that everything can be jitted, donated, sharded and saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from selfalign import ema_update, project
+from selfalign import projector as _projector
+from selfalign._checks import check_array, check_number, check_same, invalid
+from selfalign.loss import SRALoss
+
+_STREAM = 0x535241  # folded into every key: gaps are independent of the noise, even where both come from one key
+
+
+class Teacher(NamedTuple):
+    """The EMA teacher: a pytree to carry through jitted steps and into checkpoints.
+
+    Attributes:
+        average: the EMA of the student's parameters, of their structure and sharding; float32, or float64 where they are.
+        step: the number of optimizer steps done, an int32 scalar.
+    """
+
+    average: Any
+    step: jax.Array
+
+
+def init_projector(key: jax.Array, width: int, dtype: Any = "float32") -> dict[str, jax.Array]:
+    """The projector's first parameters, to be trained beside the model's: Linear(D, 2D) - SiLU - Linear(2D, D).
+
+    Args:
+        key: a JAX key.
+        width: feature width D of the tapped blocks; a Python int, also inside jit.
+        dtype: of the parameters; `term` computes in the tokens' dtype whatever it is.
+
+    Returns:
+        "hidden_kernel" [D, 2D], "hidden_bias" [2D], "output_kernel" [2D, D] and "output_bias" [D].
+
+    Raises:
+        TypeError: no JAX key, or a width that is no Python int (a traced one, say).
+        ValueError: a width below 1.
+
+    Example:
+        >>> import jax
+        >>> from selfalign.adapters import jax as sra
+        >>> sra.init_projector(jax.random.key(0), width=8)["hidden_kernel"].shape
+        (8, 16)
+
+    Reference: Jiang et al., SRA, 2025, arXiv 2505.02831.
+    """
+    _check_key(key)
+    keys = jax.random.split(jax.random.fold_in(key, _STREAM))
+    draws = [jax.random.uniform(k, s, "float32") for k, s in zip(keys, _projector.draw_shapes(width), strict=True)]
+    return {name: value.astype(dtype) for name, value in _projector.init_projector(*draws).items()}
+
+
+def init_teacher(params: Any) -> Teacher:
+    """A teacher that equals the student: a float32 copy of the parameters, where they lie, and step 0.
+
+    Args:
+        params: the student's parameters, any pytree. Floating-point arrays are copied, so that donating them later is safe;
+            all other leaves (integers, complex numbers, PRNG keys, functions) are taken as they are and stay so.
+
+    Returns:
+        A `Teacher`, sharded like `params`.
+
+    Raises:
+        ValueError: no floating-point array in `params`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from selfalign.adapters import jax as sra
+        >>> teacher = sra.init_teacher({"w": jnp.ones(3, "bfloat16"), "count": 7})
+        >>> str(teacher.average["w"].dtype), teacher.average["count"], int(teacher.step)
+        ('float32', 7, 0)
+    """
+    if not _floating(params):
+        raise invalid("params must hold floating-point arrays", jax.tree.structure(params), "Pass the model's parameters.")
+    copies = {
+        path: jnp.array(leaf, jnp.promote_types(leaf.dtype, "float32"), copy=True) for path, leaf in _floating(params).items()
+    }
+    return Teacher(_with(params, copies), jnp.zeros((), "int32"))
+
+
+def update_teacher(loss: SRALoss, teacher: Teacher, params: Any) -> Teacher:
+    """One EMA step toward the student, once per optimizer step and after it; `loss.decay` is taken at `teacher.step`.
+
+    Args:
+        loss: the settings.
+        teacher: before this step. Donate it to jit: the update is in place then.
+        params: the student's parameters after the optimizer's step, of the structure that `init_teacher` got.
+
+    Returns:
+        The new teacher, its step one further. Leaves that are no floating-point arrays are the teacher's own.
+
+    Raises:
+        ValueError: parameters whose structure or shapes differ; the message names the first path.
+        TypeError: `teacher` is no `Teacher`.
+
+    Example:
+        >>> import jax.numpy as jnp, selfalign
+        >>> from selfalign.adapters import jax as sra
+        >>> loss = selfalign.SRALoss(student_layer=2, teacher_layer=4, decay=0.75)
+        >>> teacher = sra.update_teacher(loss, sra.init_teacher({"w": jnp.zeros(2)}), {"w": jnp.ones(2)})
+        >>> teacher.average["w"].tolist(), int(teacher.step)
+        ([0.25, 0.25], 1)
+
+    Reference: Jiang et al., SRA, 2025, arXiv 2505.02831.
+    """
+    old, new = _both(teacher, params)
+    return Teacher(_with(teacher.average, ema_update(old, new, loss.decay(teacher.step))), teacher.step + 1)
+
+
+def teacher_params(teacher: Teacher, params: Any) -> Any:
+    """The teacher's parameters in the dtypes of the student's: to run it at the student's cost, and to sample from it.
+
+    Args:
+        teacher: the EMA.
+        params: the student's parameters; only their dtypes are looked at.
+
+    Raises:
+        ValueError, TypeError: as in `update_teacher`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from selfalign.adapters import jax as sra
+        >>> params = {"w": jnp.ones(3, "bfloat16")}
+        >>> str(sra.teacher_params(sra.init_teacher(params), params)["w"].dtype)
+        'bfloat16'
+    """
+    average, like = _both(teacher, params)
+    return _with(teacher.average, {path: leaf.astype(like[path].dtype) for path, leaf in average.items()})
+
+
+def teacher_tokens(
+    loss: SRALoss,
+    apply: Callable[..., Any],
+    teacher: Teacher,
+    params: Any,
+    x0: Any,
+    noise: Any,
+    t: Any,
+    *condition: Any,
+    key: Any = None,
+    u: Any = None,
+    **conditions: Any,
+) -> jax.Array:
+    """The teacher's tokens [B, N, D]: the same sample, noise and condition, a little less noise, no gradient.
+
+    Under jit, XLA drops the blocks after the one whose output `apply` returns, so that the teacher costs what it must; a model
+    that scans over its blocks needs `first_blocks` for that. Outside jit the whole model runs.
+
+    Args:
+        loss: the settings; they draw the gap and hold the path.
+        apply: (params, x, t, *condition) -> the tokens [B, N, D] after the teacher's layer, in evaluation mode.
+        teacher: the EMA.
+        params: the student's parameters, for their dtypes.
+        x0: clean samples [B, ...], the ones the student saw noised.
+        noise: the same noise as the student's.
+        t: the student's times [B].
+        *condition, **conditions: what else the model is called with, after classifier-free dropout: drop labels before the
+            student's call, not inside the model, and hand the same ones to both sides.
+        key: a key for the gaps, new for each call. The same one may serve for your noise: the streams are independent.
+        u: the draws for the gaps themselves, uniform in [0, 1), [B], instead of a key.
+
+    Raises:
+        ValueError: neither key nor u, or both; a key that is the same in every run of a traced function, or on every device
+            of a shard_map; parameters whose structure differs; shapes that do not fit.
+        TypeError: no JAX key; times of the wrong kind for the path.
+
+    Example: see `align`; with `selfalign.SRALoss.metrics` these tokens give what to log.
+
+    Reference: Jiang et al., SRA, 2025, arXiv 2505.02831.
+    """
+    if loss.random_gap:
+        u = _draws(key, u, t)
+    t_teacher = loss.teacher_time(t, u)
+    x_teacher = loss.path.add_noise(x0, noise, t_teacher)
+    return jax.lax.stop_gradient(apply(teacher_params(teacher, params), x_teacher, t_teacher, *condition, **conditions))
+
+
+def term(
+    loss: SRALoss,
+    projector: Mapping[str, Any],
+    student_tokens: Any,
+    teacher_tokens: Any,
+    *,
+    step: Any = None,
+    mask: Any = None,
+) -> jax.Array:
+    """The weighted term from tokens of both sides, a float32 scalar: the student's are projected here.
+
+    Args:
+        loss: the settings.
+        projector: the parameters from `init_projector`; cast to the tokens' dtype.
+        student_tokens: [B, N, D] after the student's layer, not yet projected.
+        teacher_tokens: [B, N, D], from `teacher_tokens`.
+        step: optimizer steps done (`teacher.step`), needed where `loss.weight` is a schedule.
+        mask: booleans or weights over samples [B] or tokens [B, N].
+
+    Raises:
+        ValueError, TypeError: tokens that do not fit each other or the projector, as in `SRALoss`.
+
+    Example:
+        >>> import jax, selfalign
+        >>> from selfalign.adapters import jax as sra
+        >>> loss = selfalign.SRALoss(student_layer=2, teacher_layer=4)
+        >>> tokens = jax.random.normal(jax.random.key(0), (2, 5, 8))
+        >>> bool(sra.term(loss, sra.init_projector(jax.random.key(1), width=8), tokens, tokens) > 0)
+        True
+    """
+    check_array("The student's tokens", student_tokens)
+    cast = {name: value.astype(student_tokens.dtype) for name, value in projector.items()}
+    return loss(project(cast, student_tokens), teacher_tokens, step=step, mask=mask)
+
+
+def align(
+    loss: SRALoss,
+    apply: Callable[..., Any],
+    teacher: Teacher,
+    params: Any,
+    projector: Mapping[str, Any],
+    student_tokens: Any,
+    x0: Any,
+    noise: Any,
+    t: Any,
+    *condition: Any,
+    key: Any = None,
+    u: Any = None,
+    loss_mask: Any = None,
+    **conditions: Any,
+) -> jax.Array:
+    """The weighted term, for your loss function: `teacher_tokens` and `term` in one call.
+
+    Args:
+        loss, apply, teacher, params, x0, noise, t, condition, conditions, key, u: see `teacher_tokens`.
+        projector, student_tokens: see `term`. Differentiate with respect to the projector as well as the model.
+        loss_mask: booleans or weights over samples [B] or tokens [B, N].
+
+    Raises:
+        ValueError, TypeError: as in these two.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, selfalign
+        >>> from selfalign.adapters import jax as sra
+        >>> loss = selfalign.SRALoss(student_layer=1, teacher_layer=3)
+        >>> def model(params, x, t):  # returns the features after each block
+        ...     features = [x := x + jnp.tanh(x @ kernel) + t[:, None, None] for kernel in params]
+        ...     return x, features
+        >>> def objective(trained, teacher, x0, key):
+        ...     params, projector = trained
+        ...     noise, t = jax.random.normal(key, x0.shape), jax.random.uniform(key, x0.shape[:1])
+        ...     prediction, features = model(params, loss.path.add_noise(x0, noise, t), t)
+        ...     apply = lambda params, x, t: model(params, x, t)[1][2]
+        ...     alignment = sra.align(loss, apply, teacher, params, projector, features[0], x0, noise, t, key=key)
+        ...     return jnp.mean((prediction - loss.path.velocity(x0, noise, t)) ** 2) + alignment
+        >>> params = list(0.1 * jax.random.normal(jax.random.key(0), (4, 8, 8)))
+        >>> trained, teacher = (params, sra.init_projector(jax.random.key(1), width=8)), sra.init_teacher(params)
+        >>> x0, key = jnp.ones((2, 5, 8)), jax.random.key(2)
+        >>> gradients = jax.jit(jax.grad(objective))(trained, teacher, x0, key)
+        >>> trained = jax.tree.map(lambda p, g: p - 0.1 * g, trained, gradients)  # your optimizer
+        >>> teacher = sra.update_teacher(loss, teacher, trained[0])
+        >>> int(teacher.step)
+        1
+
+    Reference: Jiang et al., SRA, 2025, arXiv 2505.02831.
+    """
+    target = teacher_tokens(loss, apply, teacher, params, x0, noise, t, *condition, key=key, u=u, **conditions)
+    return term(loss, projector, student_tokens, target, step=teacher.step, mask=loss_mask)
+
+
+def tap(captured: Any, where: str | int) -> jax.Array:
+    """One block's output out of what a model's forward captured.
+
+    Args:
+        captured: a list or tuple of all blocks' outputs, or a nest with named places: a dict, the state that `nnx.capture`
+            returns, Linen's "intermediates". The one-element tuples of sow are seen through.
+        where: the block's number, counted from 1, in a list; else a path such as "blocks/7/__call__".
+
+    Raises:
+        ValueError: nothing is captured there, or more than one array; the message lists what was captured.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from selfalign.adapters import jax as sra
+        >>> sra.tap({"block_0": {"__call__": (jnp.ones((2, 5, 8)),)}}, "block_0/__call__").shape
+        (2, 5, 8)
+    """
+    parts = [str(where - 1)] if isinstance(where, int) else where.strip("/").split("/")
+    leaves = [(_path(path).split("/"), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(captured)]
+    found = [leaf for path, leaf in leaves if path[: len(parts)] == parts]
+    if len(found) != 1 or (isinstance(where, int) and not isinstance(captured, (list, tuple))):
+        listed = ", ".join(f"{'/'.join(path)} {tuple(getattr(leaf, 'shape', ()))}" for path, leaf in leaves) or "nothing"
+        raise invalid("A tap must name one captured array, by its path, or by its number from 1 in a list",
+                      f"{where!r}, which names {len(found)}", f"Captured: {listed}.")  # fmt: skip
+    return found[0]
+
+
+def first_blocks(stacked: Any, count: int) -> Any:
+    """The parameters of the first `count` blocks of a model that scans over its blocks.
+
+    XLA cannot drop the later blocks of a scan. Run the same scan over the first blocks alone: the teacher then costs what it
+    must.
+
+    Args:
+        stacked: the blocks' parameters, each leaf with the depth as its first axis.
+        count: number of blocks to keep, a Python int.
+
+    Raises:
+        ValueError: leaves of different depths, or fewer blocks than `count`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from selfalign.adapters import jax as sra
+        >>> sra.first_blocks({"kernel": jnp.ones((12, 8, 8)), "bias": jnp.ones((12, 8))}, 4)["kernel"].shape
+        (4, 8, 8)
+    """
+    depths = {_path(path): jnp.shape(leaf)[:1] for path, leaf in jax.tree_util.tree_leaves_with_path(stacked)}
+    if len({*depths.values()}) != 1 or () in depths.values():
+        raise invalid("Stacked blocks must have the depth as the first axis of every leaf",
+                      ", ".join(f"{path} {depth}" for path, depth in depths.items()) or "no leaves",
+                      "Pass the scanned blocks' parameters only.")  # fmt: skip
+    ((depth,),) = {*depths.values()}
+    check_number("count", count, 1, depth, "It is the teacher's layer, at most the depth.", integer=True)
+    return jax.tree.map(lambda leaf: leaf[:count], stacked)
+
+
+def _path(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _is_floating(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _floating(tree: Any) -> dict[str, Any]:
+    """The floating-point arrays of a pytree, by path: what an EMA averages."""
+    return {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if _is_floating(leaf)}
+
+
+def _with(tree: Any, leaves: Mapping[str, Any]) -> Any:
+    """`tree` with other arrays at the paths in `leaves`."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(_path(path), leaf), tree)
+
+
+def _both(teacher: Teacher, params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    if not isinstance(teacher, Teacher):
+        raise TypeError(f"teacher must be a Teacher. Received: {type(teacher).__name__}. Build it with init_teacher(params).")
+    average, student = _floating(teacher.average), _floating(params)
+    check_same(average, student)
+    return average, student
+
+
+def _draws(key: Any, u: Any, t: Any) -> Any:
+    """Draws for the gaps [B]: `u` as given, or from the key."""
+    if (key is None) == (u is None):
+        raise invalid("The gaps need either key= or u=", "neither" if key is None else "both",
+                      "Pass key=, a new key for each call, or u=, draws uniform in [0, 1).")  # fmt: skip
+    if u is not None:
+        return u
+    _check_key(key)
+    if isinstance(t, jax.core.Tracer) and not isinstance(key, jax.core.Tracer):
+        raise invalid("The key must be new in each run of a traced function",
+                      "a key that is a constant of it: every run would draw the same gaps",
+                      "Make the key an argument of the function that is jitted, mapped or scanned.")  # fmt: skip
+    shared = _varying(t) - _varying(key)
+    if shared:
+        raise invalid("The key must differ between the devices of a shard_map", f"one key along {', '.join(sorted(shared))}",
+                      "Fold the device's index in: jax.random.fold_in(key, jax.lax.axis_index(name)).")  # fmt: skip
+    return jax.random.uniform(jax.random.fold_in(key, _STREAM), jnp.shape(t), "float32")
+
+
+def _varying(value: Any) -> frozenset[str]:
+    """The axes of a shard_map along which a value differs from device to device."""
+    return getattr(jax.typeof(value), "vma", frozenset())
+
+
+def _check_key(key: Any) -> None:
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
+        raise TypeError(f"key must be a JAX key. Received: {type(key).__name__} {key!r:.60}. Pass jax.random.key(seed).")
