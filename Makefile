@@ -16,10 +16,10 @@ test-numpy: .venv/dev
 	KERAS_BACKEND=numpy $(PYTEST) $(CORE)
 
 test-torch: .venv/dev
-	KERAS_BACKEND=torch $(PYTEST) tests
+	KERAS_BACKEND=torch $(PYTEST) tests --ignore tests/adapters/jax
 
 test-jax: .venv/dev
-	KERAS_BACKEND=jax $(PYTEST) $(CORE)
+	KERAS_BACKEND=jax $(PYTEST) $(CORE) tests/adapters/jax
 
 lint: .venv/dev  ## Style, format, types
 	$(BIN)/ruff check .
@@ -30,8 +30,9 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/examples  ## A step with SRA against a plain one and one written by hand, as ratios
+bench: .venv/dev  ## A step with SRA against a plain one and one written by hand, as ratios; in PyTorch, then in JAX
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+	$(BIN)/python benchmarks/bench_jax.py $(BENCH_JAX)
 
 wheel: .venv/dev
 	rm -rf dist && $(BIN)/python -m build --outdir dist

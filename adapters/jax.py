@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from selfalign import ema_update, project
 from selfalign import projector as _projector
-from selfalign._checks import check_array, check_number, check_same, invalid
+from selfalign._checks import check_features, check_number, check_same, invalid
 from selfalign.loss import SRALoss
 
 _STREAM = 0x535241  # folded into every key: gaps are independent of the noise, even where both come from one key
@@ -119,8 +119,9 @@ def update_teacher(loss: SRALoss, teacher: Teacher, params: Any) -> Teacher:
 
     Reference: Jiang et al., SRA, 2025, arXiv 2505.02831.
     """
+    _check_teacher(teacher)
     old, new = _both(teacher, params)
-    return Teacher(_with(teacher.average, ema_update(old, new, loss.decay(teacher.step))), teacher.step + 1)
+    return Teacher(_with(teacher.average, ema_update(old, new, loss.decay_at(teacher.step))), teacher.step + 1)
 
 
 def teacher_params(teacher: Teacher, params: Any) -> Any:
@@ -140,6 +141,7 @@ def teacher_params(teacher: Teacher, params: Any) -> Any:
         >>> str(sra.teacher_params(sra.init_teacher(params), params)["w"].dtype)
         'bfloat16'
     """
+    _check_teacher(teacher)
     average, like = _both(teacher, params)
     return _with(teacher.average, {path: leaf.astype(like[path].dtype) for path, leaf in average.items()})
 
@@ -178,17 +180,22 @@ def teacher_tokens(
     Raises:
         ValueError: neither key nor u, or both; a key that is the same in every run of a traced function, or on every device
             of a shard_map; parameters whose structure differs; shapes that do not fit.
-        TypeError: no JAX key; times of the wrong kind for the path.
+        TypeError: no JAX key; times of the wrong kind for the path; `apply` returns something else than an array.
 
     Example: see `align`; with `selfalign.SRALoss.metrics` these tokens give what to log.
 
     Reference: Jiang et al., SRA, 2025, arXiv 2505.02831.
     """
+    _check_teacher(teacher)
     if loss.random_gap:
-        u = _draws(key, u, t)
+        u = _draws(key, u, t, teacher)
     t_teacher = loss.teacher_time(t, u)
     x_teacher = loss.path.add_noise(x0, noise, t_teacher)
-    return jax.lax.stop_gradient(apply(teacher_params(teacher, params), x_teacher, t_teacher, *condition, **conditions))
+    tokens = apply(teacher_params(teacher, params), x_teacher, t_teacher, *condition, **conditions)
+    if not isinstance(tokens, jax.Array):
+        raise TypeError("apply must return the teacher's tokens, one array [B, N, D]. Received: a "
+                        f"{type(tokens).__name__}. Return the tapped block's output alone; `tap` picks it out.")  # fmt: skip
+    return jax.lax.stop_gradient(tokens)
 
 
 def term(
@@ -221,8 +228,8 @@ def term(
         >>> bool(sra.term(loss, sra.init_projector(jax.random.key(1), width=8), tokens, tokens) > 0)
         True
     """
-    check_array("The student's tokens", student_tokens)
-    cast = {name: value.astype(student_tokens.dtype) for name, value in projector.items()}
+    check_features("student", student_tokens)
+    cast = {name: jnp.asarray(value, student_tokens.dtype) for name, value in projector.items()}
     return loss(project(cast, student_tokens), teacher_tokens, step=step, mask=mask)
 
 
@@ -291,6 +298,7 @@ def tap(captured: Any, where: str | int) -> jax.Array:
 
     Raises:
         ValueError: nothing is captured there, or more than one array; the message lists what was captured.
+        TypeError: `where` is neither an int nor a str.
 
     Example:
         >>> import jax.numpy as jnp
@@ -298,6 +306,8 @@ def tap(captured: Any, where: str | int) -> jax.Array:
         >>> sra.tap({"block_0": {"__call__": (jnp.ones((2, 5, 8)),)}}, "block_0/__call__").shape
         (2, 5, 8)
     """
+    if not isinstance(where, (str, int)) or isinstance(where, bool):
+        raise TypeError(f"where must be a block's number or a path. Received: {where!r:.60}. Pass an int from 1, or a str.")
     parts = [str(where - 1)] if isinstance(where, int) else where.strip("/").split("/")
     leaves = [(_path(path).split("/"), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(captured)]
     found = [leaf for path, leaf in leaves if path[: len(parts)] == parts]
@@ -356,15 +366,18 @@ def _with(tree: Any, leaves: Mapping[str, Any]) -> Any:
 
 
 def _both(teacher: Teacher, params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    if not isinstance(teacher, Teacher):
-        raise TypeError(f"teacher must be a Teacher. Received: {type(teacher).__name__}. Build it with init_teacher(params).")
     average, student = _floating(teacher.average), _floating(params)
     check_same(average, student)
     return average, student
 
 
-def _draws(key: Any, u: Any, t: Any) -> Any:
-    """Draws for the gaps [B]: `u` as given, or from the key."""
+def _check_teacher(teacher: Any) -> None:
+    if not isinstance(teacher, Teacher):
+        raise TypeError(f"teacher must be a Teacher. Received: {type(teacher).__name__}. Build it with init_teacher(params).")
+
+
+def _draws(key: Any, u: Any, t: Any, teacher: Teacher) -> Any:
+    """Draws for the gaps [B]: `u` as given, or from the key and the step."""
     if (key is None) == (u is None):
         raise invalid("The gaps need either key= or u=", "neither" if key is None else "both",
                       "Pass key=, a new key for each call, or u=, draws uniform in [0, 1).")  # fmt: skip
@@ -373,18 +386,22 @@ def _draws(key: Any, u: Any, t: Any) -> Any:
     _check_key(key)
     if isinstance(t, jax.core.Tracer) and not isinstance(key, jax.core.Tracer):
         raise invalid("The key must be new in each run of a traced function",
-                      "a key that is a constant of it: every run would draw the same gaps",
+                      "a key that is a constant of it: whatever is drawn from it is the same in every run",
                       "Make the key an argument of the function that is jitted, mapped or scanned.")  # fmt: skip
     shared = _varying(t) - _varying(key)
     if shared:
         raise invalid("The key must differ between the devices of a shard_map", f"one key along {', '.join(sorted(shared))}",
                       "Fold the device's index in: jax.random.fold_in(key, jax.lax.axis_index(name)).")  # fmt: skip
-    return jax.random.uniform(jax.random.fold_in(key, _STREAM), jnp.shape(t), "float32")
+    # the step as well: a key made inside jit from a constant cannot be told from a new one
+    key = jax.random.fold_in(jax.random.fold_in(key, _STREAM), teacher.step)
+    return jax.random.uniform(key, jnp.shape(t), "float32")
 
 
 def _varying(value: Any) -> frozenset[str]:
-    """The axes of a shard_map along which a value differs from device to device."""
-    return getattr(jax.typeof(value), "vma", frozenset())
+    """The axes of a shard_map along which a value differs from device to device, where the version of JAX tells."""
+    kind = jax.typeof(value)
+    axes: Any = getattr(kind, "vma", None) or getattr(getattr(kind, "manual_axis_type", None), "varying", ())
+    return frozenset(axes)
 
 
 def _check_key(key: Any) -> None:

@@ -251,7 +251,7 @@ class SelfAlignment:
         """
         self._attached()
         self._watch.check_update()
-        self._ema.update(float(self.loss.decay(self.step)))
+        self._ema.update(float(self.loss.decay_at(self.step)))
         self.step += 1
         self._watch.stepped()
 

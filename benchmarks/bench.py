@@ -7,17 +7,14 @@ torch, eager and compiled, forward and backward. Arms take turns, so that a mach
 
 import argparse
 import copy
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from rounds import Step, measure, show
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,7 +24,6 @@ from selfalign.adapters.torch import SelfAlignment
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from torch_sit import SiT
 
-Step = Callable[[], object]
 LOSS = selfalign.SRALoss(student_layer=0.25, teacher_layer=0.7)
 
 
@@ -107,33 +103,6 @@ def term_arms(shape: tuple[int, ...]) -> dict[str, Step]:
     arms = {"plain torch, eager": run(formula), "keras.ops, eager": run(LOSS)}
     compiled = {"plain torch, compiled": torch.compile(formula), "keras.ops, compiled": torch.compile(LOSS.__call__)}
     return arms | {name: run(term) for name, term in compiled.items()}
-
-
-def measure(arms: dict[str, Step], rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
-    """Seconds of each arm in each round; every round runs all arms, and the order turns."""
-    for step in arms.values():
-        for _ in range(warm_up):
-            step()
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    names = list(arms)
-    for index in track(range(rounds), "measuring", transient=True):
-        for name in names[index % len(names) :] + names[: index % len(names)]:
-            start = time.perf_counter()
-            arms[name]()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def show(console: Console, title: str, seconds: dict[str, list[float]], against: dict[str, str]) -> None:
-    """Medians, and the ratio round by round with its quartiles."""
-    table = Table("arm", "median ms", "against", "ratio", "quartiles", title=title, title_justify="left")
-    for name, values in seconds.items():
-        other = against[name]
-        ratios = [mine / theirs for mine, theirs in zip(values, seconds[other], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        cells = [f"{1e3 * statistics.median(values):.2f}", other, f"{statistics.median(ratios):.3f}", f"{low:.3f} - {high:.3f}"]
-        table.add_row(name, *cells)
-    console.print(table)
 
 
 def count(step: Step) -> int:

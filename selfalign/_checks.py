@@ -55,20 +55,24 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         raise invalid(f"{name} must be one of {', '.join(map(repr, choices))}", repr(value), "Check the spelling.")
 
 
+def check_features(side: str, tokens: Any) -> None:
+    """Tokens of one side, "student" or "teacher": [B, N, D], floating, not empty."""
+    check_array(f"The {side}'s tokens", tokens)
+    shape = tuple(tokens.shape)
+    if len(shape) != 3:
+        raise invalid("Tokens must have the shape [B, N, D]", f"{side} tokens of shape {shape}",
+                      "Flatten the token grid, or select the features in the adapter.")  # fmt: skip
+    if 0 in shape:
+        raise invalid("Tokens must not be empty", f"{side} tokens of shape {shape}", "Skip empty batches in the training loop.")
+    if not is_floating(tokens):
+        raise TypeError(f"Tokens must be floating point. Received: {side} tokens of dtype {dtype_of(tokens)}. "
+                        "Pass a block's features, not indices.")  # fmt: skip
+
+
 def check_tokens(student: Any, teacher: Any) -> None:
-    """Student and teacher tokens: both [B, N, D], floating, not empty, of one shape."""
-    for side, tokens in (("student", student), ("teacher", teacher)):
-        check_array(f"The {side}'s tokens", tokens)
-        shape = tuple(tokens.shape)
-        if len(shape) != 3:
-            raise invalid("Tokens must have the shape [B, N, D]", f"{side} tokens of shape {shape}",
-                          "Flatten the token grid, or select the features in the adapter.")  # fmt: skip
-        if 0 in shape:
-            raise invalid("Tokens must not be empty", f"{side} tokens of shape {shape}",
-                          "Skip empty batches in the training loop.")  # fmt: skip
-        if not is_floating(tokens):
-            raise TypeError(f"Tokens must be floating point. Received: {side} tokens of dtype {dtype_of(tokens)}. "
-                            "Pass a block's features, not indices.")  # fmt: skip
+    """Student and teacher tokens: both [B, N, D], of one shape."""
+    check_features("student", student)
+    check_features("teacher", teacher)
     if tuple(student.shape) != tuple(teacher.shape):
         raise invalid(
             "Student and teacher tokens must have the same shape [B, N, D]",

@@ -152,6 +152,18 @@ class SRALoss:
             raise invalid("A weight that is a schedule needs the step", "step=None", "Pass step= the optimizer steps done.")
         return self.weight(step)
 
+    def decay_at(self, step: Any) -> Any:
+        """The EMA's decay at an optimizer step: a float for a Python int (or a constant decay), else a float32 tensor.
+
+        As a tensor, 1 - 0.9999 is exact to 2e-4 only; a constant keeps all its digits, at traced steps, too.
+
+        Example:
+            >>> import selfalign
+            >>> selfalign.SRALoss(student_layer=8, teacher_layer=20).decay_at(3)
+            0.9999
+        """
+        return self.decay.constant if isinstance(self.decay, schedules.Constant) else self.decay(step)
+
     @on_backend
     def __call__(self, student_tokens: Any, teacher_tokens: Any, *, step: Any = None, mask: Any = None) -> Any:
         """The weighted term, a float32 scalar; 0 = aligned. No gradient reaches the teacher's tokens.

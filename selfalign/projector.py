@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ._backend import dtype_of, on_backend, ops
-from ._checks import check_number, invalid
+from ._checks import check_features, check_number, invalid
 
 _NAMES = ("hidden_kernel", "hidden_bias", "output_kernel", "output_bias")
 
@@ -24,8 +24,8 @@ def project(params: Mapping[str, Any], tokens: Any) -> Any:
         Tokens [B, N, D'].
 
     Raises:
-        ValueError: tokens of another width than the projector's.
-        TypeError: tensors of another framework.
+        ValueError: tokens of another width than the projector's, not of shape [B, N, D], or empty.
+        TypeError: integer tokens, or tensors of another framework.
 
     Example:
         >>> import numpy as np, selfalign
@@ -39,6 +39,7 @@ def project(params: Mapping[str, Any], tokens: Any) -> Any:
     if set(params) != set(_NAMES):
         raise invalid(f"The projector's parameters must be {', '.join(_NAMES)}", ", ".join(sorted(params)) or "none",
                       "Take them from selfalign.init_projector.")  # fmt: skip
+    check_features("student", tokens)
     width = params["hidden_kernel"].shape[0]
     if tokens.shape[-1] != width:
         raise invalid("Tokens must have the projector's width", f"width {tokens.shape[-1]}, projector of width {width}",

@@ -17,7 +17,9 @@ def pytest_configure(config):
             f"Received: KERAS_BACKEND={backend!r}. Run for instance: KERAS_BACKEND=torch pytest tests"
         )
     try:
-        importlib.import_module(backend)
+        framework = importlib.import_module(backend)
+        if backend == "jax":
+            framework.config.update("jax_num_cpu_devices", 8)  # for the tests of sharding; arrays go to the first unless told
         importlib.import_module("keras")
     except ImportError as error:
         raise pytest.UsageError(

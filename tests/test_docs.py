@@ -1,4 +1,4 @@
-"""The code blocks of README.md run as printed, each in a fresh process that knows what the text takes for granted."""
+"""The code blocks of README.md and docs/ run as printed, in fresh processes that know what the text takes for granted."""
 
 import os
 import re
@@ -9,38 +9,70 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 
-GIVEN = {
-    "torch": """
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+
+
+README_TORCH = """
 import torch
 from dit_models import DiT, make_batch
 model = DiT()
 loader = [make_batch()[::3] for _ in range(3)]
-""",
-    "jax": """
+"""
+README_JAX = """
 import jax
-x0 = noise = jax.random.normal(jax.random.key(1), (8, 4, 4))
-tokens = jax.random.normal(jax.random.key(2), (8, 5, 16))
-teacher = student = {"w": tokens, "blocks": [{"b": x0}, (noise,)]}
-""",
+from jax_models import forward as model, make_batch, make_params
+params = {name: jax.numpy.asarray(value) for name, value in make_params().items()}
+loader = [make_batch(seed=seed)[::3] for seed in range(3)]
+"""
+DOCS_JAX = """
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+import optax
+import selfalign
+from flax import nnx
+from jax_loop import apply_at
+from jax_models import EquinoxModel, LinenModel, LinenScannedModel, NnxModel, make_batch, make_params
+from jax_models import forward as model
+from selfalign.adapters import jax as sra
+loss = selfalign.SRALoss(student_layer=2, teacher_layer=4)
+x0, noise, t, y = make_batch(8)
+x, key, apply_fourth = loss.path.add_noise(x0, noise, t), jax.random.key(0), apply_at(4)
+params = {name: jax.numpy.asarray(value) for name, value in make_params().items()}
+features, projector = model(params, x, t, y)[1], sra.init_projector(key, 16)
+nnx_model = nnx.view(NnxModel(nnx.Rngs(0)), deterministic=True)
+linen_model, scanned_model, equinox_model = LinenModel(), LinenScannedModel(), EquinoxModel(key)
+linen_params, scanned_params = (m.init(key, x, t, y)["params"] for m in (linen_model, scanned_model))
+mesh = jax.make_mesh((4,), ("data",))
+sharded_batch = jax.device_put((x0, noise, t, y), jax.NamedSharding(mesh, jax.P("data")))
+terms, shapes = [], []
+"""
+NOTE = "\nterms.append(globals().get('term')); shapes.append(student_tokens.shape)"  # after each block
+# what a page takes for granted, its blocks, and what must be true afterwards
+RUNS = {
+    "README.md, PyTorch": (README_TORCH, blocks("README.md")[:1], "assert align.step == len(loader)"),
+    "README.md, JAX": (README_JAX, blocks("README.md")[1:], "assert teacher.step == len(loader)"),
+    "docs/jax.md": (
+        DOCS_JAX,
+        [block + NOTE for block in blocks("docs/jax.md")],
+        "assert len(terms) == 7 and len({float(term) for term in terms[1:5]}) == 4, terms\n"
+        "assert set(shapes) == {(8, 5, 16)} and 0 < value < 1",
+    ),
 }
 
 
-def test_there_is_one_block_per_framework():
-    assert [next(name for name in GIVEN if f"import {name}\n" in block) for block in BLOCKS] == list(GIVEN)
+def test_every_block_is_run():
+    pages = {page: len(blocks(page.relative_to(ROOT))) for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+    assert sum(pages.values()) == sum(len(run[1]) for run in RUNS.values())
 
 
-@pytest.mark.parametrize(("framework", "block"), list(zip(GIVEN, BLOCKS, strict=True)), ids=list(GIVEN))
-def test_readme_block_runs(framework, block, tmp_path):
-    check = {
-        "torch": "assert align.step == len(loader)",
-        "jax": "assert value > 0 and float(gradient['output_bias'].sum()) != 0",
-    }
-    script = tmp_path / "block.py"
-    script.write_text(
-        "\n".join(["import warnings", "warnings.simplefilter('error')", GIVEN[framework], block, check[framework]])
-    )
+@pytest.mark.parametrize("name", RUNS)
+def test_blocks_run(name, tmp_path):
+    given, code, check = RUNS[name]
+    script = tmp_path / "blocks.py"
+    script.write_text("\n".join(["import warnings", "warnings.simplefilter('error')", given, *code, check]))
     environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"} | {"PYTHONPATH": str(ROOT / "tests")}
     done = subprocess.run([sys.executable, str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

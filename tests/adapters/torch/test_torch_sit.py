@@ -10,7 +10,7 @@ from dit_models import flops
 import selfalign
 from selfalign.adapters.torch import SelfAlignment
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples"))
 from torch_sit import SiT
 
 
