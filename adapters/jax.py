@@ -70,8 +70,8 @@ def init_teacher(params: Any) -> Teacher:
     """A teacher that equals the student: a float32 copy of the parameters, where they lie, and step 0.
 
     Args:
-        params: the student's parameters, any pytree. Floating-point arrays are copied, so that donating them later is safe;
-            all other leaves (integers, complex numbers, PRNG keys, functions) are taken as they are and stay so.
+        params: the student's parameters, any pytree. Arrays are copied, so that both sides can be donated. Floating-point ones
+            are averaged; all other leaves (integers, complex numbers, PRNG keys, functions) stay as they are now.
 
     Returns:
         A `Teacher`, sharded like `params`.
@@ -88,10 +88,13 @@ def init_teacher(params: Any) -> Teacher:
     """
     if not _floating(params):
         raise invalid("params must hold floating-point arrays", jax.tree.structure(params), "Pass the model's parameters.")
-    copies = {
-        path: jnp.array(leaf, jnp.promote_types(leaf.dtype, "float32"), copy=True) for path, leaf in _floating(params).items()
-    }
-    return Teacher(_with(params, copies), jnp.zeros((), "int32"))
+    return Teacher(jax.tree.map(_copy, params), jnp.zeros((), "int32"))
+
+
+def _copy(leaf: Any) -> Any:
+    if _is_floating(leaf):
+        return jnp.array(leaf, jnp.promote_types(leaf.dtype, "float32"), copy=True)
+    return leaf.copy() if isinstance(leaf, jax.Array) else leaf
 
 
 def update_teacher(loss: SRALoss, teacher: Teacher, params: Any) -> Teacher:
@@ -162,7 +165,7 @@ def teacher_tokens(
     """The teacher's tokens [B, N, D]: the same sample, noise and condition, a little less noise, no gradient.
 
     Under jit, XLA drops the blocks after the one whose output `apply` returns, so that the teacher costs what it must; a model
-    that scans over its blocks needs `first_blocks` for that. Outside jit the whole model runs.
+    that scans over its blocks needs `split_blocks` for that. Outside jit the whole model runs.
 
     Args:
         loss: the settings; they draw the gap and hold the path.
@@ -318,33 +321,37 @@ def tap(captured: Any, where: str | int) -> jax.Array:
     return found[0]
 
 
-def first_blocks(stacked: Any, count: int) -> Any:
-    """The parameters of the first `count` blocks of a model that scans over its blocks.
+def split_blocks(stacked: Any, layer: int) -> tuple[Any, Any]:
+    """The parameters of the blocks up to `layer` and of those after it, in a model that scans over its blocks.
 
-    XLA cannot drop the later blocks of a scan. Run the same scan over the first blocks alone: the teacher then costs what it
-    must.
+    XLA can neither drop the later blocks of a scan nor hand out what is carried on the way. So the teacher scans over the first
+    blocks alone, which costs what it must, and the student over both parts, with its features in between.
 
     Args:
-        stacked: the blocks' parameters, each leaf with the depth as its first axis.
-        count: number of blocks to keep, a Python int.
+        stacked: the blocks' parameters, each array with the depth as its first axis; other leaves go to both parts.
+        layer: number of blocks in the first part, a Python int.
 
     Raises:
-        ValueError: leaves of different depths, or fewer blocks than `count`.
+        ValueError: arrays of different depths, or fewer blocks than `layer`.
+        TypeError: `layer` is no Python int.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from selfalign.adapters import jax as sra
-        >>> sra.first_blocks({"kernel": jnp.ones((12, 8, 8)), "bias": jnp.ones((12, 8))}, 4)["kernel"].shape
-        (4, 8, 8)
+        >>> first, rest = sra.split_blocks({"kernel": jnp.ones((12, 8, 8)), "bias": jnp.ones((12, 8))}, 4)
+        >>> first["kernel"].shape, rest["bias"].shape
+        ((4, 8, 8), (8, 8))
     """
-    depths = {_path(path): jnp.shape(leaf)[:1] for path, leaf in jax.tree_util.tree_leaves_with_path(stacked)}
+    depths = {_path(path): x.shape[:1] for path, x in jax.tree_util.tree_leaves_with_path(stacked) if hasattr(x, "shape")}
     if len({*depths.values()}) != 1 or () in depths.values():
-        raise invalid("Stacked blocks must have the depth as the first axis of every leaf",
-                      ", ".join(f"{path} {depth}" for path, depth in depths.items()) or "no leaves",
+        raise invalid("Stacked blocks must have the depth as the first axis of every array",
+                      ", ".join(f"{path} {depth}" for path, depth in depths.items()) or "no arrays",
                       "Pass the scanned blocks' parameters only.")  # fmt: skip
     ((depth,),) = {*depths.values()}
-    check_number("count", count, 1, depth, "It is the teacher's layer, at most the depth.", integer=True)
-    return jax.tree.map(lambda leaf: leaf[:count], stacked)
+    check_number("layer", layer, 1, depth, "It is a block's number, counted from 1.", integer=True)
+    parts = slice(None, layer), slice(layer, None)
+    first, rest = (jax.tree.map(lambda x, p=part: x[p] if hasattr(x, "shape") else x, stacked) for part in parts)
+    return first, rest
 
 
 def _path(path: Any) -> str:

@@ -15,10 +15,10 @@ from selfalign._checks import check_time, invalid
 from selfalign.loss import SRALoss
 from selfalign.paths import Path
 
-from ._condition import Condition
-from ._ema import Teacher, check_same_tensors
-from ._taps import Select, Tap, find_blocks, find_module, read_width, run_until, tokens_of
-from ._watch import Watch
+from ._torch_condition import Condition
+from ._torch_ema import Teacher, check_same_tensors
+from ._torch_taps import Select, Tap, find_blocks, find_module, read_width, run_until, tokens_of
+from ._torch_watch import Watch
 
 
 class Projector(nn.Module):

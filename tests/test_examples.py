@@ -12,6 +12,13 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+# the examples that train, and what their checkpoints are called
+TRAINING = {
+    "torch_sit.py": "checkpoint.pt",
+    "jax_nnx_sit.py": "checkpoint",
+    "jax_linen_dit.py": "checkpoint.msgpack",
+    "jax_equinox_sit.py": "checkpoint.eqx",
+}
 METRICS = (
     "Linear probe, block 1 (student's)",
     "Linear probe, block 3 (teacher's)",
@@ -38,6 +45,34 @@ first, second = (torch.load(file, weights_only=True) for file in sys.argv[1:])
 compare(first, second, "checkpoint")
 print("step", first["step"], "tensors", len(first["model"]))
 """
+SAME_ORBAX = """
+import sys, numpy as np, jax, orbax.checkpoint as ocp
+from pathlib import Path
+def read(file):
+    with ocp.StandardCheckpointer() as checkpointer:
+        like = checkpointer.metadata(file).item_metadata.tree
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like)
+        return jax.tree_util.tree_leaves_with_path(checkpointer.restore(file, like))
+first, second = (read(Path(file).absolute() / "state") for file in sys.argv[1:])
+for (path, a), (other, b) in zip(first, second, strict=True):
+    assert path == other and np.array_equal(a, b), path
+print(len(first))
+"""
+PAIRED_JAX = """
+import sys, importlib
+sys.path.insert(0, sys.argv[1])
+import common
+example = importlib.import_module(sys.argv[2])
+def losses(*more):
+    settings = common.parse(common.command_line(None, "paired"), ["--short", *more])
+    run = example.Run(common.load_data(settings), settings)
+    return [tuple(map(float, run.training_step())) for _ in range(3)]
+aligned, plain = losses(), losses("--no-sra")
+assert aligned[0][0] == plain[0][0] and aligned[0][1] > 0 and plain[0][1] == 0, (aligned, plain)
+assert aligned[2][0] != plain[2][0]  # SRA moves the model
+print("paired")
+"""
 PAIRED = """
 import sys, torch
 from pathlib import Path
@@ -61,6 +96,13 @@ for a, b in zip(plain.ema.parameters(), resumed.ema.parameters(), strict=True):
     assert torch.equal(a, b)
 print("paired")
 """
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """JAX's programs are compiled by the first run that needs them and read by the others, in whichever process."""
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.getbasetemp().parent / "jax")
+    os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 
 def command(*arguments: object) -> list[str]:
@@ -112,19 +154,41 @@ def write_idx(folder: Path) -> None:
         (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
-    script = EXAMPLES / "torch_sit.py"
-    text = succeed(tmp_path, script, "--short", "--steps", 12, "--out", "whole")
+def same_checkpoint(folder: Path, *files: str) -> None:
+    """PyTorch's and orbax's checkpoints hold times and names: their numbers are compared; the others byte by byte."""
+    if files[0].endswith(".pt"):
+        assert "step 12" in succeed(folder, "-c", SAME, *files)
+    elif (folder / files[0]).is_dir():
+        assert int(succeed(folder, "-c", SAME_ORBAX, *files)) > 100
+    else:
+        first, second = ((folder / file).read_bytes() for file in files)
+        assert len(first) > 100_000
+        assert first == second
+
+
+@pytest.mark.parametrize(("script", "checkpoint"), TRAINING.items())
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path, script: str, checkpoint: str) -> None:
+    example = EXAMPLES / script
+    text = succeed(tmp_path, example, "--short", "--steps", 12, "--out", "whole")
     assert str(Path("whole") / "samples.png") in text
     check_picture(tmp_path / "whole" / "samples.png", (500, 500))
-    succeed(tmp_path, script, "--short", "--steps", 5, "--out", "halves")
-    succeed(tmp_path, script, "--short", "--steps", 12, "--out", "halves", "--resume")
-    assert "step 12" in succeed(tmp_path, "-c", SAME, "whole/checkpoint.pt", "halves/checkpoint.pt")
-    assert sorted(file.name for file in (tmp_path / "halves").iterdir()) == ["checkpoint.pt", "samples.png"]
+    succeed(tmp_path, example, "--short", "--steps", 5, "--out", "halves")
+    succeed(tmp_path, example, "--short", "--steps", 12, "--out", "halves", "--resume")
+    same_checkpoint(tmp_path, f"whole/{checkpoint}", f"halves/{checkpoint}")
+    assert (tmp_path / "whole" / "samples.png").read_bytes() == (tmp_path / "halves" / "samples.png").read_bytes()
+    assert sorted(file.name for file in (tmp_path / "halves").iterdir()) == [checkpoint, "samples.png"]
 
-    other = run(tmp_path, script, "--short", "--out", "halves", "--resume", "--no-sra")
+    other = run(tmp_path, example, "--short", "--out", "halves", "--resume", "--no-sra")
     assert other.returncode != 0
     assert "resumed with the settings it began with. Received: others than sra=True" in other.stderr
+
+
+@pytest.mark.parametrize("script", list(TRAINING)[1:])
+def test_jax_examples_train_without_sra_and_guide(tmp_path: Path, script: str) -> None:
+    """The arm to compare with starts alike: SRA's draws are its own, and the denoising loss of the first step is the same."""
+    succeed(tmp_path, EXAMPLES / script, "--short", "--steps", 3, "--no-sra", "--guidance", 1.5)
+    check_picture(tmp_path / "runs" / script.removesuffix(".py") / "samples.png", (500, 500))
+    assert succeed(tmp_path, "-c", PAIRED_JAX, EXAMPLES, script.removesuffix(".py")) == "paired\n"
 
 
 def test_both_arms_share_weights_batches_and_noise_and_the_plain_arm_resumes(tmp_path: Path) -> None:

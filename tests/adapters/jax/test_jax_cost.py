@@ -115,8 +115,8 @@ def test_a_scanned_teacher_costs_its_first_blocks_alone():
     params = model.init(jax.random.key(0), x0, t, y)["params"]
 
     def tokens(params, depth):
-        first = {**params, "blocks": sra.first_blocks(params["blocks"], depth)}
-        return model.clone(depth=depth).apply({"params": first}, x0, t, y)[1][-1]
+        first, _ = sra.split_blocks(params["blocks"], depth)
+        return model.clone(depth=depth).apply({"params": {**params, "blocks": first}}, x0, t, y)[1][-1]
 
     products = [matrix_products(functools.partial(tokens, depth=depth), params) for depth in (1, 2, 4, 6)]
     assert [b - a for a, b in itertools.pairwise(products)] == [1, 2, 2]

@@ -130,8 +130,8 @@ def test_one_key_for_all_devices_of_a_shard_map_is_refused(loss, params):
 def test_traced_values_are_refused_where_a_setting_belongs():
     with check(TypeError, "width must be an integer. Received: JitTracer"):
         jax.jit(lambda width: sra.init_projector(jax.random.key(0), width))(8)
-    with check(TypeError, "count must be an integer. Received: JitTracer"):
-        jax.jit(lambda count: sra.first_blocks({"w": jnp.ones((4, 2))}, count))(2)
+    with check(TypeError, "layer must be an integer. Received: JitTracer"):
+        jax.jit(lambda layer: sra.split_blocks({"w": jnp.ones((4, 2))}, layer)[0])(2)
     with check(TypeError, "max_gap must be a number. Received: JitTracer"):
         jax.jit(lambda gap: selfalign.SRALoss(student_layer=1, teacher_layer=2, max_gap=gap).max_gap)(0.2)
     with check(ValueError, "A schedule must be a number or a function of the step. Received: JitTracer"):
@@ -188,13 +188,13 @@ def test_a_tap_names_exactly_one_array(captured, where, received):
     [
         (
             {"a": jnp.ones((4, 2)), "b": jnp.ones((3, 2))},
-            "the depth as the first axis of every leaf. Received: a (4,), b (3,).",
+            "the depth as the first axis of every array. Received: a (4,), b (3,).",
         ),
-        ({"a": jnp.ones(())}, "Stacked blocks must have the depth as the first axis of every leaf. Received: a ()."),
-        ({}, "Stacked blocks must have the depth as the first axis of every leaf. Received: no leaves."),
-        ({"a": jnp.ones((1, 2))}, "count must be in [1, 1]. Received: 2. It is the teacher's layer, at most the depth."),
+        ({"a": jnp.ones(())}, "Stacked blocks must have the depth as the first axis of every array. Received: a ()."),
+        ({}, "Stacked blocks must have the depth as the first axis of every array. Received: no arrays."),
+        ({"a": jnp.ones((1, 2))}, "layer must be in [1, 1]. Received: 2. It is a block's number, counted from 1."),
     ],
 )
 def test_stacked_blocks_have_one_depth(stacked, text):
     with check(ValueError, text):
-        sra.first_blocks(stacked, 2)
+        sra.split_blocks(stacked, 2)

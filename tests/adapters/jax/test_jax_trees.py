@@ -257,6 +257,23 @@ def test_donating_the_student_leaves_the_teacher_alone(init):
     assert float(teacher.average["w"].sum()) == 64 * 64
 
 
+def test_both_sides_can_be_donated_together():
+    student = {"w": jnp.ones((4, 4)), "count": jnp.array(3), "key": jax.random.key(0)}
+    jax.jit(lambda student, teacher: jax.tree.map(lambda x: x, (student, teacher)), donate_argnums=(0, 1))(
+        student, sra.init_teacher(student)
+    )
+    assert student["w"].is_deleted()
+
+
+def test_blocks_split_into_first_and_rest():
+    stacked = {"kernel": jnp.arange(12.0).reshape(6, 2), "activation": jax.nn.silu}
+    for layer in range(1, 7):
+        first, rest = sra.split_blocks(stacked, layer)
+        np.testing.assert_array_equal(jnp.concatenate([first["kernel"], rest["kernel"]]), stacked["kernel"])
+        assert len(first["kernel"]) == layer
+        assert first["activation"] is rest["activation"] is jax.nn.silu
+
+
 def test_a_donated_teacher_is_updated_in_place(loss):
     student = {"w": jnp.ones((64, 64)), "half": jnp.ones((64, 64), "bfloat16")}
     teacher = sra.init_teacher(student)
@@ -322,8 +339,8 @@ def test_a_scanned_teacher_runs_its_first_blocks_alone(loss):
     params = model.init(jax.random.key(0), x0, t, y)["params"]
 
     def short(params, *inputs):  # the same model, only shallower: nothing in it is edited
-        first = {**params, "blocks": sra.first_blocks(params["blocks"], 4)}
-        return model.clone(depth=4).apply({"params": first}, *inputs)[1][-1]
+        first, _ = sra.split_blocks(params["blocks"], 4)
+        return model.clone(depth=4).apply({"params": {**params, "blocks": first}}, *inputs)[1][-1]
 
     def whole(params, *inputs):
         return model.apply({"params": params}, *inputs)[1][3]

@@ -21,7 +21,7 @@ from torch import nn
 from selfalign._backend import host_randomness_kept
 from selfalign._checks import invalid
 
-from ._taps import Hooks, Tap, run_until
+from ._torch_taps import Hooks, Tap, run_until
 
 Indices = dict[str, list[torch.Tensor]]  # what each nn.Embedding received, in the order of its calls
 
