@@ -6,10 +6,10 @@
     python examples/jax_linen_dit.py --no-sra                         the same run without SRA: same weights, batches and noise
     python examples/jax_linen_dit.py --resume                         continue from the last checkpoint, bit for bit
 
-What SRA adds to the training is marked with "# SRA"; all the rest is DiT as usual: 1000 steps of noise, of which the model predicts
-the noise and the variance of the way back. The model knows nothing of SRA: Linen's `capture_intermediates` records what its blocks
-return. Nothing here has state but `Run`: a training step is a function from one state to the next. Images, command line and
-progress bar are in common.py.
+What SRA adds to the training is marked with "# SRA"; all the rest is DiT as usual: 1000 steps of noise, of which the model
+predicts the noise and the variance of the way back. The model knows nothing of SRA: Linen's `capture_intermediates` records
+what its blocks return. Nothing here has state but `Run`: a training step is a function from one state to the next. Images,
+command line and progress bar are in common.py.
 
 Reference: Jiang et al., "No Other Representation Component Is Needed: Diffusion Transformers Can Provide Representation
 Guidance by Themselves", 2025, arXiv 2505.02831; Peebles and Xie, "DiT", 2022, arXiv 2212.09748; Nichol and Dhariwal, "Improved
@@ -206,12 +206,14 @@ def training_step(
     x = PATH.add_noise(x0, noise, t)  # [B, H, W, C]
     student_layer, teacher_layer = loss.layers(model.depth)
 
+    def target(params: Any, *inputs: jax.Array) -> jax.Array:  # SRA: of the teacher, XLA drops all that comes after
+        return block_output(captured(model, params, *inputs)[1], teacher_layer)
+
     def objective(trained: dict[str, Any]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         output, captures = captured(model, trained["model"], x, t, y)
         denoising = hybrid_loss(output, x0, x, noise, t)
         if not aligned:
             return denoising, (denoising, jnp.zeros(()))
-        target = lambda params, *inputs: block_output(captured(model, params, *inputs)[1], teacher_layer)  # SRA
         alignment = sra.align(loss, target, state.teacher, trained["model"], trained["projector"],
                               block_output(captures, student_layer), x0, noise, t, y, key=gap_key)  # SRA  # fmt: skip
         return denoising + alignment, (denoising, alignment)
