@@ -6,10 +6,13 @@ import inspect
 import pkgutil
 
 import pytest
+from support import BACKEND
 
 import selfalign
 
-MODULES = ["selfalign", *(f"selfalign.{m.name}" for m in pkgutil.iter_modules(selfalign.__path__) if m.name != "adapters")]
+ADAPTERS = {"torch": ["selfalign.adapters.torch"], "jax": ["selfalign.adapters.jax"], "numpy": []}[BACKEND]
+CORE = [f"selfalign.{m.name}" for m in pkgutil.iter_modules(selfalign.__path__) if m.name != "adapters"]
+MODULES = ["selfalign", *CORE, *ADAPTERS]
 PUBLIC = [name for name in MODULES if not name.rpartition(".")[2].startswith("_")]
 
 
