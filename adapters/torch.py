@@ -153,9 +153,9 @@ class SelfAlignment:
                           "Give both paths, or none and let the loss's layers decide.")  # fmt: skip
         for path in (student, teacher):
             find_module(self.model, path)
-        siblings = self.model.get_submodule(student.rpartition(".")[0])
-        alike = isinstance(siblings, (nn.ModuleList, nn.Sequential))
-        return student.rpartition(".")[0] + ".0" if alike else student, student, teacher
+        parent = student.rpartition(".")[0]
+        alike = isinstance(self.model.get_submodule(parent), (nn.ModuleList, nn.Sequential))
+        return f"{parent}.0".lstrip(".") if alike else student, student, teacher
 
     def _dry_run(self, example: tuple[Any, ...]) -> int:
         where = self.taps[0]

@@ -25,7 +25,7 @@ def functions(module):
             yield name, value
         elif inspect.isclass(value):
             for member, function in inspect.getmembers(value, lambda m: inspect.isfunction(m) or inspect.ismethod(m)):
-                if not member.startswith("_") or member == "__call__":
+                if function.__module__ == module.__name__ and (not member.startswith("_") or member == "__call__"):
                     yield f"{name}.{member}", function
 
 
