@@ -10,7 +10,11 @@ from support import BACKEND
 
 import selfalign
 
-ADAPTERS = {"torch": ["selfalign.adapters.torch"], "jax": ["selfalign.adapters.jax"], "numpy": []}[BACKEND]
+ADAPTERS = {
+    "torch": ["selfalign.adapters.torch"],
+    "jax": ["selfalign.adapters.jax", "selfalign.adapters._jax_taps"],
+    "numpy": [],
+}[BACKEND]
 CORE = [f"selfalign.{m.name}" for m in pkgutil.iter_modules(selfalign.__path__) if m.name != "adapters"]
 MODULES = ["selfalign", *CORE, *ADAPTERS]
 PUBLIC = [name for name in MODULES if not name.rpartition(".")[2].startswith("_")]
