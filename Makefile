@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-CORE := tests --ignore tests/adapters --ignore tests/test_examples.py --ignore tests/test_packaging.py --ignore tests/test_docs.py
+ONCE := --ignore tests/test_examples.py --ignore tests/test_packaging.py --ignore tests/test_docs.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 .PHONY: demo test test-numpy test-torch test-jax lint format bench wheel clean
@@ -13,13 +13,13 @@ demo: .venv/examples  ## Train a small SiT on the digits with and without SRA; e
 test: test-numpy test-torch test-jax  ## The core's suite on three backends, the adapters', the examples', the package's
 
 test-numpy: .venv/dev
-	KERAS_BACKEND=numpy $(PYTEST) $(CORE)
+	KERAS_BACKEND=numpy $(PYTEST) tests --ignore tests/adapters $(ONCE)
 
 test-torch: .venv/dev
 	KERAS_BACKEND=torch $(PYTEST) tests --ignore tests/adapters/jax
 
 test-jax: .venv/dev
-	KERAS_BACKEND=jax $(PYTEST) $(CORE) tests/adapters/jax
+	KERAS_BACKEND=jax $(PYTEST) tests --ignore tests/adapters/torch $(ONCE)
 
 lint: .venv/dev  ## Style, format, types
 	$(BIN)/ruff check .
@@ -51,4 +51,5 @@ clean:
 .venv/dev: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing selfalign and its development tools into .venv (PyTorch, JAX: about 1 GB, once) ..."
 	$(INSTALL) --editable ".[dev]"
+	$(INSTALL) --no-deps keras-hub  # its dependencies would bring TensorFlow, which its diffusion models do not need
 	@touch $@ .venv/examples

@@ -1,5 +1,6 @@
 """The wheel and the source archive hold what the tree holds."""
 
+import os
 import re
 import subprocess
 import sys
@@ -59,3 +60,21 @@ def test_adapters_refuse_their_bare_name():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "must be imported by their full name. Received: import of 'adapters'" in done.stderr
+
+
+def test_make_test_runs_every_file_on_the_backends_it_is_for():
+    """What the Makefile hands to pytest, collected: a path that is ignored by mistake would be green."""
+    makefile = (ROOT / "Makefile").read_text()
+    once = re.search(r"^ONCE := (.*)$", makefile, re.M)[1]
+    collected = {}
+    for backend, arguments in re.findall(r"^\tKERAS_BACKEND=(\w+) \$\(PYTEST\) (.*)$", makefile, re.M):
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", *arguments.replace("$(ONCE)", once).split()]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"KERAS_BACKEND": backend}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        collected[backend] = {line.rpartition(":")[0] for line in done.stdout.splitlines() if line.startswith("tests/")}
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
+    core = {file for file in files if not file.startswith("tests/adapters/")} - set(once.split())
+    for backend, adapters in {"numpy": (), "torch": ("torch", "keras"), "jax": ("jax", "keras")}.items():
+        of_adapters = {file for file in files if file.startswith(tuple(f"tests/adapters/{name}/" for name in adapters))}
+        assert core | of_adapters <= collected[backend], backend
+    assert set.union(*collected.values()) == files

@@ -1,0 +1,48 @@
+"""A backbone that nobody here wrote: Stable Diffusion 3's MMDiT from keras-hub, tiny, with random weights."""
+
+import keras
+import numpy as np
+import pytest
+from keras_fits import same
+from support import array
+
+import selfalign
+from selfalign.adapters.keras import SelfAligned
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def image_tokens(output):
+    """A joint block returns (image, text)."""
+    return output[0]
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def named_inputs(x, t, context, pooled):
+    return {"latent": x, "context": context, "pooled_projection": pooled, "timestep": 1000 * t[:, None]}
+
+
+def mmdit():
+    from keras_hub.src.models.stable_diffusion_3.mmdit import MMDiT
+
+    return MMDiT(2, 16, 4, 2, 8, latent_shape=(8, 8, 4), context_shape=(6, 12), pooled_projection_shape=(20,))
+
+
+def test_mmdit_trains_unedited_and_comes_back_from_its_file(tmp_path):
+    keras.utils.set_random_seed(0)
+    backbone, rng = mmdit(), np.random.default_rng(0)
+    data = tuple(rng.normal(size=shape).astype("float32") for shape in ((8, 8, 8, 4), (8, 6, 12), (8, 20)))
+    loss = selfalign.SRALoss(student_layer=1, teacher_layer=3)
+    model = SelfAligned(backbone, loss, blocks="joint_block_{}", select=image_tokens, arrange=named_inputs, seed=0)
+    assert model._tapped_names() == ["joint_block_0", "joint_block_2"]
+    assert model.width == 16
+    model.compile(optimizer=keras.optimizers.AdamW(1e-2))
+    history = model.fit(data, batch_size=4, epochs=10, verbose=0, shuffle=False).history
+    assert history["alignment"][-1] < 0.7 * history["alignment"][0]
+    ema = model.ema_backbone()
+    inputs = named_inputs(data[0], np.full(8, 0.5, "float32"), *data[1:])
+    assert array(ema(inputs)).shape == (8, 8, 8, 4)
+    assert not np.array_equal(array(ema(inputs)), array(backbone(inputs)))
+    model.save(tmp_path / "mmdit.keras")
+    assert same(keras.saving.load_model(tmp_path / "mmdit.keras"), model)
