@@ -11,8 +11,8 @@ from support import BACKEND
 import selfalign
 
 ADAPTERS = {
-    "torch": ["selfalign.adapters.torch"],
-    "jax": ["selfalign.adapters.jax", "selfalign.adapters._jax_taps"],
+    "torch": ["selfalign.adapters.torch", "selfalign.adapters.keras"],
+    "jax": ["selfalign.adapters.jax", "selfalign.adapters._jax_taps", "selfalign.adapters.keras"],
     "numpy": [],
 }[BACKEND]
 CORE = [f"selfalign.{m.name}" for m in pkgutil.iter_modules(selfalign.__path__) if m.name != "adapters"]
@@ -37,6 +37,7 @@ def test_the_modules_are_found():
     assert {"selfalign.paths", "selfalign.loss", "selfalign.teacher", "selfalign._backend"} <= set(MODULES)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras's own, with NumPy 2.4
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_are_true(name):
     module = importlib.import_module(name)
