@@ -30,9 +30,11 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/dev  ## A step with SRA against a plain one and one written by hand, as ratios; in PyTorch, then in JAX
+bench: .venv/dev  ## A step with SRA against a plain one and one written by hand, as ratios; in PyTorch, JAX and Keras
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 	$(BIN)/python benchmarks/bench_jax.py $(BENCH_JAX)
+	KERAS_BACKEND=torch $(BIN)/python benchmarks/bench_keras.py $(BENCH_KERAS)
+	KERAS_BACKEND=jax $(BIN)/python benchmarks/bench_keras.py $(BENCH_KERAS)
 
 wheel: .venv/dev
 	rm -rf dist && $(BIN)/python -m build --outdir dist

@@ -115,6 +115,7 @@ class SelfAligned(keras.Model):
         self.steps, self.micro_batches = (self.add_weight(name=name, **counter) for name in ("steps", "micro_batches"))
         self.projector_weights = self._make_projector()
         self.logged = {name: keras.metrics.Mean(name) for name in _LOGGED}
+        self._begun = False  # looked at before the counters, which lie on the device
         self.built = True
 
     def _tapped_names(self) -> list[str]:
@@ -221,11 +222,11 @@ class SelfAligned(keras.Model):
     # the EMA of one step is taken when the next begins, and in between it is pending.
 
     def _move_teacher(self) -> None:
-        """Take the pending EMA step."""
-        due = ops.logical_and(self.micro_batches.value == 0, self.steps.value > 0)
+        """Take the pending EMA step. Before the first step both sides are equal, and it changes nothing."""
         decay = self.sra.decay_at(ops.maximum(self.steps.value - 1, 0))
+        due = None if self._accumulated() == 1 else self.micro_batches.value == 0
         for variable, value in self._moved(decay):
-            variable.assign(ops.where(due, value, variable.value))
+            variable.assign(value if due is None else ops.where(due, value, variable.value))
 
     def _moved(self, decay: Any) -> list[tuple[Any, Any]]:
         """(the teacher's variable, its value one EMA step further); what is not trained is copied."""
@@ -237,25 +238,39 @@ class SelfAligned(keras.Model):
         return moved + [(mine, theirs.value) for mine, theirs in pairs if id(theirs) not in trained]
 
     def _count_step(self) -> None:
-        """Count micro-batches, and optimizer steps: one for each `gradient_accumulation_steps` of them."""
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)  # mixed_float16 wraps it
+        """Count micro-batches, and optimizer steps."""
         micro_batches = self.micro_batches.value + 1
-        done = micro_batches >= (getattr(optimizer, "gradient_accumulation_steps", None) or 1)
+        done = micro_batches >= self._accumulated()
         self.steps.assign(self.steps.value + ops.cast(done, "int32"))
         self.micro_batches.assign(ops.where(done, 0, micro_batches))
 
+    def _accumulated(self) -> int:
+        """Micro-batches in an optimizer step."""
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)  # mixed_float16 wraps it
+        return getattr(optimizer, "gradient_accumulation_steps", None) or 1
+
     def fit(self, *args: Any, **options: Any) -> Any:
-        """Keras's fit. Before the first step the teacher becomes the backbone as it is then, with weights loaded in between.
+        """Keras's fit.
 
         Raises:
             ValueError: compiled with metrics, which Keras would hand samples instead of predictions; not compiled.
         """
+        self._begin()
+        return super().fit(*args, **options)
+
+    def train_on_batch(self, *args: Any, **options: Any) -> Any:
+        """Keras's train_on_batch; raises as `fit` does."""
+        self._begin()
+        return super().train_on_batch(*args, **options)
+
+    def _begin(self) -> None:
+        """Before the first step the teacher becomes the backbone as it is then: weights may have been loaded in between."""
         others = [metric.name for metric in self.metrics if metric.name not in ("loss", *_LOGGED)]
         if others:
             raise invalid("compile takes no metrics here", ", ".join(others), f"The model logs {', '.join(_LOGGED)} itself.")
-        if int(self.steps) == 0 and int(self.micro_batches) == 0:
+        if not self._begun and int(self.steps) == 0 and int(self.micro_batches) == 0:
             copy_weights(self.backbone, self.average)
-        return super().fit(*args, **options)
+        self._begun = True
 
     def ema_backbone(self) -> keras.Model:
         """The EMA model, for sampling: a backbone of its own, on each call a new one, with the averages after the last step."""

@@ -75,8 +75,8 @@ class DiT(nn.Module):
     heads: int
 
     @property
-    def null_class(self) -> int:  # one class more: "none", for guidance
-        return self.classes
+    def null_class(self) -> int:
+        return self.classes  # one class more: "none", for guidance
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:  # [B, H, W, C], [B], [B] -> [B, H, W, 2 C]
@@ -110,16 +110,16 @@ PATH = selfalign.paths.Discrete()  # x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) no
 
 
 class Chain:
-    """A chain of steps of noise, 0 the cleanest, and the way back: q(x_(t-1) | x_t, x0), which is normal. Given by abar [T]."""
+    """Steps of noise, 0 the cleanest, and the way back, q(x_(t-1) | x_t, x0), which is normal. All follows from abar [T]."""
 
-    def __init__(self, abar: np.ndarray) -> None:  # tables in float64: at the clean end 1 - abar is a difference of near equals
+    def __init__(self, abar: np.ndarray) -> None:  # tables in float64: 1 - abar is a difference of near equals at step 0
         before = np.append(1.0, abar[:-1])  # abar, one step nearer to the data
         beta = 1 - abar / before
         variance = beta * (1 - before) / (1 - abar)
-        variance[0] = variance[1] if len(abar) > 1 else beta[0]  # is 0, the last step being certain; has to have a logarithm
+        variance[0] = variance[1] if len(abar) > 1 else beta[0]  # it is 0, x0 being given, and 0 has no logarithm
         self.alpha, self.sigma = np.sqrt(abar), np.sqrt(1 - abar)
         self.of_x0, self.of_x = np.sqrt(before) * beta / (1 - abar), np.sqrt(1 - beta) * (1 - before) / (1 - abar)
-        self.lowest, self.highest = np.log(variance), np.log(beta)  # between them lies any best variance of a model
+        self.lowest, self.highest = np.log(variance), np.log(beta)  # the best variance lies between
 
     def data(self, x: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
         """The x0 that `noise` leaves of x_t."""
@@ -135,27 +135,27 @@ class Chain:
 
 
 def at(table: np.ndarray, t: jax.Array) -> jax.Array:  # [T], [B] -> [B, 1, 1, 1]
-    return jnp.asarray(table, "float32")[t][:, None, None, None]
+    return jnp.asarray(table, "float32")[t][..., None, None, None]
 
 
 CHAIN = Chain(np.asarray(PATH.alphas_cumprod))
 
 
 def hybrid_loss(output: jax.Array, x0: jax.Array, x: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-    """L_simple, which trains the mean, and L_vlb, which trains the variance only."""
+    """L_simple, which trains the mean, plus L_vlb, which trains the variance only."""
     predicted, v = jnp.split(output, 2, axis=-1)  # [B, H, W, C] each
     simple = jnp.mean((predicted - noise) ** 2)
     mean = CHAIN.mean(CHAIN.data(x, jax.lax.stop_gradient(predicted), t), x, t)
     log_variance, least = CHAIN.log_variance(v, t), at(CHAIN.lowest, t)
     error = (CHAIN.mean(x0, x, t) - mean) ** 2
     divergence = (jnp.exp(least - log_variance) + error * jnp.exp(-log_variance) - 1 + log_variance - least) / 2
-    nats = jnp.where(t[:, None, None, None] == 0, surprise(x0, mean, log_variance), divergence)
+    nats = jnp.where(t[:, None, None, None] == 0, surprise(x0, mean, log_variance), divergence)  # [B, H, W, C]
     bits = jnp.mean(nats) / math.log(2)
-    return simple + bits * PATH.span / 1000  # 0.001 of the sum over all T steps, of which one was drawn
+    return simple + bits * PATH.span / 1000  # L_vlb is the sum over all steps, of which one was drawn; its weight is 0.001
 
 
 def surprise(x0: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
-    """-log of the probability that a normal variable falls among the numbers that are x0 in 8 bits: the last step's loss."""
+    """The last step's loss: -log of the probability of all that is x0 when rounded to 8 bits."""
     upper, lower = (jax.scipy.special.ndtr((x0 - mean + half) * jnp.exp(-log_variance / 2)) for half in (1 / 255, -1 / 255))
     upper, lower = jnp.where(x0 > 0.999, 1.0, upper), jnp.where(x0 < -0.999, 0.0, lower)  # white and black have open ends
     return -jnp.log(jnp.maximum(upper - lower, 1e-12))
@@ -197,7 +197,7 @@ def training_step(
     label_dropout: float,
     aligned: bool,
 ) -> tuple[State, tuple[jax.Array, jax.Array]]:
-    """One optimizer step: the next state, and both losses. The old state's memory is used again."""
+    """One optimizer step: the next state, in the old one's memory, and both losses."""
     label_key, noise_key, time_key, gap_key = jax.random.split(key, 4)
     dropped = jax.random.bernoulli(label_key, label_dropout, y.shape)  # [B]
     y = jnp.where(dropped, model.null_class, y)  # outside the model: student and teacher see the same labels
@@ -273,22 +273,25 @@ class Run(common.Run):
 def sample(model: DiT, params: Any, noise: jax.Array, y: jax.Array, steps: int = 25, guidance: float = 1.0) -> jax.Array:
     """Images [B, H, W, C] of the classes y [B]: back from noise to data with `steps` of the steps, evenly spaced (DDPM)."""
     kept = np.unique(np.linspace(PATH.noise_at, PATH.clean_at, steps).round().astype("int32"))  # [steps], 0 ... 999
-    chain = Chain(np.asarray(PATH.alphas_cumprod)[kept])  # the same abar in fewer steps: larger betas
+    chain = Chain(np.asarray(PATH.alphas_cumprod)[kept])  # the same noise in fewer steps: larger betas
 
     def back(x: jax.Array, now: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        step, t, key = now  # counted in the chain of `steps`; the same on the path, as the model knows it
-        step, t = jnp.broadcast_to(step, len(x)), jnp.broadcast_to(t, len(x))  # [B] each
-        predicted, v = jnp.split(model.apply({"params": params}, x, t, y), 2, axis=-1)  # [B, H, W, C] each
+        step, t, key = now  # the step's number among those kept, and among all, as the model knows it
+        inputs = x, jnp.broadcast_to(t, len(x))
+        predicted, v = jnp.split(model.apply({"params": params}, *inputs, y), 2, axis=-1)  # [B, H, W, C] each
         if guidance != 1.0:
-            free, _ = jnp.split(model.apply({"params": params}, x, t, jnp.full_like(y, model.null_class)), 2, axis=-1)
+            free, _ = jnp.split(model.apply({"params": params}, *inputs, jnp.full_like(y, model.null_class)), 2, axis=-1)
             predicted = free + guidance * (predicted - free)
-        mean = chain.mean(jnp.clip(chain.data(x, predicted, step), -1, 1), x, step)
-        spread = jnp.where(step > 0, 1.0, 0.0)[:, None, None, None] * jnp.exp(chain.log_variance(v, step) / 2)
-        return mean + spread * jax.random.normal(key, x.shape), None  # the last step is the mean alone
+        x0 = jnp.clip(chain.data(x, predicted, step), -1, 1)
+        fresh = jnp.where(step > 0, jax.random.normal(key, x.shape), 0.0)  # the last step is the mean alone
+        return chain.mean(x0, x, step) + jnp.exp(chain.log_variance(v, step) / 2) * fresh, None
 
     keys = jax.random.split(jax.random.key(0), len(kept))  # the same pictures from the same model
     return jax.lax.scan(back, noise, (jnp.arange(len(kept)), jnp.asarray(kept), keys), reverse=True)[0]
 
 
+PARSER = common.command_line(__doc__, "jax_linen_dit", teacher_layer=0.57)
+PARSER.set_defaults(lr=2e-3)  # classes are told apart at high noise, where L_simple is small: at 1e-3 that is learned late
+
 if __name__ == "__main__":
-    common.main(common.command_line(__doc__, "jax_linen_dit", teacher_layer=0.57), Run)
+    common.main(PARSER, Run)

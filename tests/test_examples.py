@@ -154,6 +154,34 @@ def write_idx(folder: Path) -> None:
         (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
 
 
+SAME_H5 = """
+import io, sys, zipfile, h5py, numpy as np
+def arrays(file):
+    found = {}
+    with h5py.File(io.BytesIO(zipfile.ZipFile(file).read("model.weights.h5"))) as weights:
+        weights.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return found
+first, second = map(arrays, sys.argv[1:])
+assert first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+print(len(first))
+"""
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_keras_runs_and_resumes_bit_for_bit(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = ("-W", "ignore:__array__ implementation", EXAMPLES / "keras_dit.py")
+    kept = environment() | {"KERAS_BACKEND": backend}
+    monkeypatch.setattr(sys.modules[__name__], "environment", lambda: kept)
+    succeed(tmp_path, *example, "--short", "--steps", 8, "--save-every", 4, "--out", "whole")
+    succeed(tmp_path, *example, "--short", "--steps", 4, "--save-every", 4, "--out", "halves")
+    succeed(tmp_path, *example, "--short", "--steps", 8, "--save-every", 4, "--out", "halves", "--resume", "--guidance", 1.5)
+    assert int(succeed(tmp_path, "-c", SAME_H5, "whole/checkpoint.keras", "halves/checkpoint.keras")) > 100
+    check_picture(tmp_path / "halves" / "samples.png", (500, 500))
+    other = run(tmp_path, *example, "--short", "--out", "halves", "--resume", "--no-sra")
+    assert "resumed with the settings it began with. Received: others than sra=True" in other.stderr
+    assert other.returncode != 0
+
+
 def same_checkpoint(folder: Path, *files: str) -> None:
     """PyTorch's and orbax's checkpoints hold times and names: their numbers are compared; the others byte by byte."""
     if files[0].endswith(".pt"):
