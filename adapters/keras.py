@@ -279,7 +279,7 @@ class SelfAligned(keras.Model):
         if int(self.steps) and not int(self.micro_batches):
             values = {id(mine): value for mine, value in self._moved(self.sra.decay_at(int(self.steps) - 1))}
             for variable, mine in zip(backbone.weights, self.average.weights, strict=True):
-                variable.assign(values[id(mine)])
+                variable.assign(ops.copy(values[id(mine)]))  # not the student's own buffer: JAX donates that
         return backbone
 
     def predict(self, *args: Any, **options: Any) -> Any:

@@ -57,7 +57,7 @@ def results(given, tmp_path_factory):
     return {framework: dict(np.load(folder / f"{framework}.npz")) for framework in ("torch", "jax")}
 
 
-def close(mine, theirs, rtol, name):
+def check_close(mine, theirs, rtol, name):
     """Relative to the largest number of the array: single ones may nearly cancel."""
     np.testing.assert_allclose(mine, theirs, rtol=rtol, atol=rtol * np.abs(theirs).max(), err_msg=name)
 
@@ -69,7 +69,7 @@ def test_terms_gradients_and_ema_equal_the_torch_adapters(results, name):
     assert sum("gradient" in key for key in ours) > 60
     for key, value in ours.items():
         first = "gradient" in key or key.endswith("term.0") or "/teacher.0." in key
-        close(value, theirs[key], 1e-5 if first else 1e-4, key)
+        check_close(value, theirs[key], 1e-5 if first else 1e-4, key)
 
 
 def test_the_runs_move(results, given):
@@ -95,10 +95,10 @@ def test_the_first_step_equals_the_oracle(results, given, name):
     def term(projector):
         return oracle.loss(distance, weight, oracle.project(projector, student), target)
 
-    close(results["jax"][f"{name}/term.0"], term(projector), 1e-5, "term")
+    check_close(results["jax"][f"{name}/term.0"], term(projector), 1e-5, "term")
     for key in ("hidden_bias", "output_bias", "output_kernel"):
         slope = oracle.gradient(lambda value, key=key: term({**projector, key: value}), projector[key].copy())
-        close(results["jax"][f"{name}/gradient.projector.{key}"], slope, 1e-5, key)
+        check_close(results["jax"][f"{name}/gradient.projector.{key}"], slope, 1e-5, key)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -110,4 +110,4 @@ def test_the_ema_equals_the_oracles(results, name):
     decay = min(0.9, (1 + STEPS - 1) / (10 + STEPS - 1))
     for key in (key.removeprefix("model.") for key in run if key.startswith("model.")):
         expected = oracle.ema(run[f"teacher.{STEPS - 2}.{key}"], run[f"model.{key}"], decay)
-        close(run[f"teacher.{STEPS - 1}.{key}"], expected, 1e-5, key)
+        check_close(run[f"teacher.{STEPS - 1}.{key}"], expected, 1e-5, key)

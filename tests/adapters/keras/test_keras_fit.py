@@ -298,3 +298,32 @@ def test_callbacks_see_the_ema_during_training(backbone, loss, data):
     assert len(seen) == 3
     assert seen[0][0].shape == (2, TOKENS, CHANNELS)
     assert not np.array_equal(seen[0][1][0], seen[2][1][0])
+
+
+def test_what_is_not_trained_is_copied(loss, data):
+    """Moving statistics and frozen layers: both sides hold them, in buffers of their own."""
+    x, t = keras.Input((TOKENS, CHANNELS)), keras.Input(())
+    h = keras.layers.BatchNormalization(name="statistics")(x) + keras.layers.Reshape((1, 1))(t)
+    for n in range(1, 5):
+        h = keras.layers.Dense(8, "tanh", name=f"block_{n}")(h)
+    backbone = keras.Model([x, t], keras.layers.Dense(CHANNELS)(h))
+    backbone.get_layer("block_1").trainable = False
+    model = SelfAligned(backbone, loss, seed=0)
+    model.compile(optimizer="sgd")
+    for _ in range(2):
+        model.fit(data[0] + 3, batch_size=8, verbose=0)
+        ema = model.ema_backbone()
+    statistics = (array(m.get_layer("statistics").moving_mean.value) for m in (ema, backbone))
+    np.testing.assert_array_equal(*statistics)
+    model.fit(data[0], batch_size=8, verbose=0)
+    assert array(ema.get_layer("statistics").moving_mean.value).mean() > 0.1
+    assert np.array_equal(*(array(m.get_layer("block_1").kernel.value) for m in (ema, backbone)))
+
+
+def test_train_on_batch_starts_from_the_backbone_as_it_is(loss, data):
+    model = SelfAligned(functional(), loss, seed=1)
+    for variable in model.backbone.weights:
+        variable.assign(variable.value + 1)
+    model.compile(optimizer=keras.optimizers.SGD(0.0))
+    model.train_on_batch(*data)
+    assert same(model.average, model.backbone)
