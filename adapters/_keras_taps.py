@@ -59,6 +59,16 @@ def _names(backbone: keras.Model) -> str:
     return ", ".join(layer.name for layer in backbone.layers)
 
 
+def layer_name(backbone: keras.Model, layer: str | int) -> str:
+    """A layer's name, given as such or as its index in `backbone.layers`."""
+    if isinstance(layer, str):
+        return layer
+    if not isinstance(layer, int) or not 0 <= layer < len(backbone.layers):
+        raise invalid("A tapped layer must be a name or an index of backbone.layers", repr(layer),
+                      f"Its {len(backbone.layers)} layers: {_names(backbone)}.")  # fmt: skip
+    return str(backbone.layers[layer].name)
+
+
 def layer_tokens(backbone: keras.Model, name: str, select: Callable[[Any], Any] | None) -> Any:
     """The symbolic tokens [B, N, D] of one layer."""
     layer = next((layer for layer in backbone.layers if layer.name == name), None)

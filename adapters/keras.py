@@ -15,7 +15,7 @@ from selfalign import projector as _projector
 from selfalign._checks import check_choice, check_number, invalid
 from selfalign.loss import SRALoss
 
-from ._keras_taps import block_names, copy_weights, functional_forwards, is_functional, rebuilt, subclassed_forwards
+from ._keras_taps import block_names, copy_weights, functional_forwards, is_functional, layer_name, rebuilt, subclassed_forwards
 
 _LOGGED = ("denoising", "alignment", "cosine", "student_norm", "teacher_norm")
 
@@ -38,8 +38,9 @@ class SelfAligned(keras.Model):
         loss: the settings; `loss.decay` is the EMA's.
         blocks: of a functional backbone, the names of its blocks, such as "block_{}", where it has several kinds of numbered
             layers.
-        student, teacher: of a functional backbone, names of two layers instead of the numbers in `loss`. `teacher` also accepts
-            a model: a second, built instance of a backbone that cannot be rebuilt from its configuration.
+        student, teacher: of a functional backbone, names of two layers (or their indices in `backbone.layers`) instead of the
+            blocks' numbers in `loss`. `teacher` also accepts a model: a second, built instance of a backbone that cannot be
+            rebuilt from its configuration.
         select: takes the tokens [B, N, D] out of a block's output, where that is not one tensor.
         width: feature width D, where the backbone is not functional.
         arrange: (x, t, *condition) -> the backbone's inputs; default the list [x, t, *condition].
@@ -78,8 +79,8 @@ class SelfAligned(keras.Model):
         loss: SRALoss,
         *,
         blocks: str | None = None,
-        student: str | None = None,
-        teacher: str | keras.Model | None = None,
+        student: str | int | None = None,
+        teacher: str | int | keras.Model | None = None,
         select: Callable[[Any], Any] | None = None,
         width: int | None = None,
         arrange: Callable[..., Any] | None = None,
@@ -99,7 +100,7 @@ class SelfAligned(keras.Model):
             raise invalid("label_dropout needs the label that stands for none", "null_label=None", "Pass null_label=.")
         self.backbone, self.sra, self.select, self.arrange, self.draw_time = backbone, loss, select, arrange, draw_time
         self.prediction, self.label_dropout, self.null_label, self.seed = prediction, label_dropout, null_label, seed
-        self.blocks, self.student, self.teacher = blocks, student, teacher if isinstance(teacher, str) else None
+        self.blocks, self.student, self.teacher = blocks, student, None if isinstance(teacher, keras.Model) else teacher
         self.average = teacher if isinstance(teacher, keras.Model) else rebuilt(backbone)  # the EMA, one step behind
         self.average.trainable = False
         copy_weights(backbone, self.average)
@@ -123,10 +124,10 @@ class SelfAligned(keras.Model):
             names = block_names(self.backbone, self.blocks)
             return [names[layer - 1] for layer in self.sra.layers(len(names))]
         if self.student is None or self.teacher is None or self.blocks is not None:
-            raise invalid("Taps are given by two names, student= and teacher=, without blocks=",
+            raise invalid("Taps are given by two layers, student= and teacher=, without blocks=",
                           f"student={self.student!r}, teacher={self.teacher!r}, blocks={self.blocks!r}",
-                          "Give both names, or none and let the loss's layers decide.")  # fmt: skip
-        return [self.student, self.teacher]
+                          "Give both, or none and let the loss's layers decide.")  # fmt: skip
+        return [layer_name(self.backbone, layer) for layer in (self.student, self.teacher)]
 
     def _make_projector(self) -> dict[str, Any]:
         if self.width is None:

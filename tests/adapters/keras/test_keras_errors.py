@@ -33,7 +33,8 @@ def two_kinds():
     [
         (functional, {"student": "block_2", "teacher": "blok_4"},
          "A tapped layer must exist in the backbone. Received: 'blok_4'. Its layers: input_layer"),
-        (functional, {"student": "block_2"}, "Taps are given by two names, student= and teacher=, without blocks=. Received"),
+        (functional, {"student": "block_2"}, "Taps are given by two layers, student= and teacher=, without blocks=. Received"),
+        (functional, {"student": 1, "teacher": 400}, "must be a name or an index of backbone.layers. Received: 400. Its "),
         (functional, {"blocks": "part_{}"}, "found none. Pass blocks=\"name_{}\", or student= and teacher=."),
         (functional, {"blocks": "block"}, "blocks= must have one {} where the number stands. Received: 'block'."),
         (two_kinds, {}, "or the caller names it. Received: blocks=None; found 'block_{}' (2: block_1 ... block_2), 'stage_{}'"),
@@ -131,3 +132,9 @@ SelfAligned(keras.Model([x, t], keras.layers.Dense(3)(x)), selfalign.SRALoss(stu
     environment = os.environ | {"KERAS_BACKEND": "numpy"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert "SelfAligned needs a Keras backend that trains. Received: 'numpy'. Set KERAS_BACKEND to torch, jax" in done.stderr
+
+
+def test_layers_may_be_given_by_index(backbone, loss):
+    names = [layer.name for layer in backbone.layers]
+    model = SelfAligned(backbone, loss, student=names.index("block_2"), teacher=names.index("block_4"))
+    assert model._tapped_names() == ["block_2", "block_4"]
