@@ -100,7 +100,7 @@ print("paired")
 
 @pytest.fixture(autouse=True, scope="session")
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """JAX's programs are compiled by the first run that needs them and read by the next; a folder per worker, since JAX does not write it at once."""
+    """JAX compiles once per worker: a folder for each, since JAX does not write its cache at once."""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.getbasetemp() / "jax")
     os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
