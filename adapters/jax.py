@@ -137,7 +137,6 @@ def update_teacher(loss: SRALoss, teacher: Teacher, params: Any) -> Teacher:
 
     Reference: Jiang et al., SRA, 2025, arXiv 2505.02831.
     """
-    _check_teacher(teacher)
     old, new = _both(teacher, params)
     return Teacher(_with(teacher.average, ema_update(old, new, loss.decay_at(teacher.step))), teacher.step + 1)
 
@@ -159,7 +158,6 @@ def teacher_params(teacher: Teacher, params: Any) -> Any:
         >>> str(sra.teacher_params(sra.init_teacher(params), params)["w"].dtype)
         'bfloat16'
     """
-    _check_teacher(teacher)
     average, like = _both(teacher, params)
     return _with(teacher.average, {path: leaf.astype(like[path].dtype) for path, leaf in average.items()})
 
@@ -321,6 +319,8 @@ def _with(tree: Any, leaves: Mapping[str, Any]) -> Any:
 
 
 def _both(teacher: Teacher, params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The floating-point arrays of both sides, checked to fit each other."""
+    _check_teacher(teacher)
     average, student = _floating(teacher.average), _floating(params)
     check_same(average, student)
     return average, student

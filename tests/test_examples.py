@@ -180,6 +180,10 @@ def test_keras_runs_and_resumes_bit_for_bit(tmp_path: Path, backend: str, monkey
     other = run(tmp_path, *example, "--short", "--out", "halves", "--resume", "--no-sra")
     assert "resumed with the settings it began with. Received: others than sra=True" in other.stderr
     assert other.returncode != 0
+    (tmp_path / "halves" / "checkpoint.json").unlink()
+    bare = run(tmp_path, *example, "--short", "--out", "halves", "--resume")
+    assert "A checkpoint has its settings beside it. Received: no file" in bare.stderr
+    assert bare.returncode != 0
 
 
 def same_checkpoint(folder: Path, *files: str) -> None:
