@@ -21,7 +21,7 @@ from torch import nn
 from selfalign._backend import host_randomness_kept
 from selfalign._checks import invalid
 
-from ._torch_taps import Hooks, Tap, run_until
+from ._torch_taps import Hooks, Tap, run_before, run_until
 
 Indices = dict[str, list[torch.Tensor]]  # what each nn.Embedding received, in the order of its calls
 
@@ -136,7 +136,7 @@ class Condition(Hooks):
 
     def _try_out(self, forward: Callable[[], Any]) -> None:
         """Drop conditions as the student does, and see whether replaying the indices gives the first block the same inputs."""
-        embed = functools.partial(run_until, forward, self.first, "the first block", inputs=True)
+        embed = functools.partial(run_before, forward, self.first, "the first block")
         with host_randomness_kept(), torch.random.fork_rng():
             for _ in range(_TRIALS):
                 before = _random_state()

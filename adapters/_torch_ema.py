@@ -1,64 +1,160 @@
-"""The EMA teacher of a PyTorch model: an exact copy, or one that the user keeps, with averages in float32 at least."""
+"""The EMA teacher of a PyTorch model: a copy of what is trained, or an EMA that the user keeps; in float32 at least."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from selfalign._checks import invalid
 
+_HALF = (torch.float16, torch.bfloat16)
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_checkpoint_wrapped_module)\.")
+
+
+class Cut(nn.Module):
+    """Stands where a block was that the teacher does not need."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise invalid("This teacher serves alignment only: it was cut after its layer", "a forward past it",
+                      "Build SelfAlignment without truncate=True to sample from the EMA.")  # fmt: skip
+
 
 class Teacher:
     """The teacher module and its averages.
 
-    A half-precision parameter has a float32 average beside it, since 1 - decay is lost in half precision; any other parameter
-    of the teacher is its own average.
+    What is frozen in the model is shared with it, not copied: under LoRA the teacher is the model's own base with the EMA of
+    the adapter. A half-precision parameter has a float32 average beside it, since 1 - decay is lost in half precision; any
+    other parameter of the teacher is its own average.
+
+    Args:
+        student: the model.
+        given: an EMA of the user's, which is left alone, or None.
+        cut: paths of blocks that the teacher does without.
+        offload: keep all averages in CPU memory, beside the teacher.
     """
 
-    def __init__(self, student: nn.Module, given: nn.Module | None) -> None:
-        self.student, self.owned = student, given is None
-        if given is None:
-            self.module = copy.deepcopy(student).requires_grad_(False).eval()
-            parameters = [p.detach() for p in self.module.parameters()]
-            self.averages = [p if p.dtype in (torch.float32, torch.float64) else p.float() for p in parameters]
-        else:
-            self.module = given.module if isinstance(given, torch.optim.swa_utils.AveragedModel) else given
-            check_same_tensors("teacher=", self.module.state_dict(), student.state_dict())
-            self.averages = []
+    def __init__(self, student: nn.Module, given: Any = None, cut: Iterable[str] = (), offload: bool = False) -> None:
+        self.student, self.owned, self.started = student, given is None, False
+        self.shadow: Any = None
+        self.shared: set[str] = set()
+        self.beside: dict[str, torch.Tensor] = {}
+        if given is not None:
+            self.module = self._follow(given)
+            return
+        frozen = {name: p for name, p in student.named_parameters() if not p.requires_grad}
+        replaced: dict[int, Any] = {id(student.get_submodule(path)): Cut() for path in cut}
+        replaced |= {id(p): p for p in frozen.values()}
+        self.module = copy.deepcopy(student, replaced).requires_grad_(False).eval()
+        self.shared = set(frozen)
+        for name, p in self._own():
+            if offload or p.dtype in _HALF:
+                wide = torch.promote_types(p.dtype, torch.float32)
+                self.beside[name] = p.detach().to("cpu" if offload else p.device, wide, copy=True)
+        self.as_built = {id(p): p._version for _, p in self._own()}
+
+    def _own(self) -> list[tuple[str, torch.Tensor]]:
+        return [(name, p) for name, p in self.module.named_parameters() if name not in self.shared]
+
+    def _follow(self, given: Any) -> nn.Module:
+        """The module inside an EMA of the user's: torch's AveragedModel, ema-pytorch, timm, diffusers, or a plain module."""
+        if hasattr(given, "shadow_params"):  # diffusers keeps a list of tensors
+            self.shadow, copied = given, copy.deepcopy(self.student).requires_grad_(False).eval()
+            if [p.shape for p in given.shadow_params] != [p.shape for p in copied.parameters()]:
+                raise invalid("teacher= must have the same tensors as this model", f"{len(given.shadow_params)} tensors",
+                              "Build EMAModel from model.parameters().")  # fmt: skip
+            return copied
+        inner = [getattr(given, name, None) for name in ("ema_model", "module")]
+        modules = [module for module in [*inner, given] if isinstance(module, nn.Module)]
+        if not modules:
+            raise invalid("teacher= must be a path, a module or an EMA around one", type(given).__name__,
+                          "Pass a module, or an EMA of torch, ema-pytorch, timm or diffusers.")  # fmt: skip
+        module = modules[0]
+        check_same_tensors("teacher=", plain_names(module.state_dict()), plain_names(self.student.state_dict()))
+        half = next((name for name, p in module.named_parameters() if p.dtype in _HALF), None)
+        if half is not None:
+            raise invalid("An EMA must be kept in float32 at least: in half precision it never moves",
+                          f"{half!r} in half precision", "Keep it in float32, or let SelfAlignment keep the EMA.")  # fmt: skip
+        return module
+
+    def start(self) -> None:
+        """Before a forward of the teacher. The first one makes the teacher the model as it is now.
+
+        Wrappers such as DDP write to the model after the teacher was made. A teacher that the user has written to stays.
+        """
+        if self.shadow is not None:
+            for p, average in zip(self.module.parameters(), self.shadow.shadow_params, strict=True):
+                p.data = average  # EMAModel replaces its tensors when it is loaded or moved
+        if self.started or not self.owned:
+            return
+        self.started = True
+        if all(self.as_built.get(id(p), p._version) == p._version for _, p in self._own()):
+            self._move(1.0)
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """One EMA step; buffers are copied. A teacher that the user keeps is left alone."""
-        if not self.owned:
-            return
-        students = [p.detach().to(a.dtype) for a, p in zip(self.averages, self.student.parameters(), strict=True)]
+        if self.owned:
+            self.started = True
+            self._move(1.0 - decay)
+
+    @torch.no_grad()
+    def _move(self, share: float) -> None:
+        """Move the averages by a share of the way to the model, whatever part of them this process holds."""
+        students = dict(self.student.named_parameters())
+        thawed = next((name for name in self.shared if students[name].requires_grad), None)
+        if thawed is not None:
+            raise invalid("What was frozen when SelfAlignment was built must stay frozen: the teacher shares it",
+                          f"{thawed!r}, which trains now", "Build SelfAlignment after unfreezing.")  # fmt: skip
+        own = self._own()
+        averages = [local(self.beside.get(name, p)) for name, p in own]
+        sources = [local(students[name]) for name, _ in own]
+        for (name, _), average, source in zip(own, averages, sources, strict=True):
+            if average.shape != source.shape:
+                raise invalid("The teacher must be sharded as the model is",
+                              f"{name!r} {tuple(average.shape)} here, {tuple(source.shape)} in the model",
+                              "Apply fully_shard to align.teacher in the same way.")  # fmt: skip
+        moved = [s.to(a.device, a.dtype) for a, s in zip(averages, sources, strict=True)]
         # lerp is the framework's own fused form of selfalign.ema_update; a test holds the two equal
-        torch._foreach_lerp_(self.averages, students, 1.0 - decay)
+        torch._foreach_lerp_(averages, moved, share)
         self._write_back()
-        for mine, theirs in zip(self.module.buffers(), self.student.buffers(), strict=True):
-            mine.copy_(theirs)
+        buffers = dict(self.student.named_buffers())
+        for name, mine in self.module.named_buffers():
+            mine.copy_(buffers[name])
 
     def _write_back(self) -> None:
-        for parameter, average in zip(self.module.parameters(), self.averages, strict=True):
-            if parameter.dtype != average.dtype:
-                parameter.copy_(average)
+        for name, p in self._own():
+            if name in self.beside:
+                local(p).copy_(local(self.beside[name]))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The teacher's tensors, averages in place of half-precision parameters; empty where the user keeps the EMA."""
+        """The teacher's own tensors, averages in place of half-precision parameters; empty where the user keeps the EMA."""
         if not self.owned:
             return {}
-        names = [name for name, _ in self.module.named_parameters()]
-        return {**self.module.state_dict(), **dict(zip(names, self.averages, strict=True))}
+        tensors = self.module.state_dict()
+        return {name: self.beside.get(name, tensor) for name, tensor in tensors.items() if name not in self.shared}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
+        self.started = True
         if self.owned:
             self._write_back()
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a sharded tensor; any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def plain_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without what DDP, torch.compile and AveragedModel put in front of names."""
+    return {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
 
 
 def check_same_tensors(what: str, given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

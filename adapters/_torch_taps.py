@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from selfalign._checks import invalid
 
+from ._torch_families import configured_widths, trunk
+
 Select = Callable[[Any], torch.Tensor]
+
+
+class Reached(NamedTuple):
+    """What a tapped block returned, and what it was called with where that helps to understand it."""
+
+    output: Any
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}  # noqa: RUF012  (never written to)
 
 
 def block_lists(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
@@ -24,28 +35,34 @@ def block_lists(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
     return found
 
 
-def find_blocks(model: nn.Module, path: str | None) -> tuple[str, nn.ModuleList | nn.Sequential]:
-    """The model's block list and its path: the only candidate, or the one named by the caller."""
+def find_blocks(model: nn.Module, paths: str | Sequence[str] | None) -> list[str]:
+    """Paths of the model's blocks in the order in which they run: of the only list, of those named, or of a known layout."""
     candidates = block_lists(model)
     listed = (
         ", ".join(f"{name!r} ({len(blocks)} x {type(blocks[0]).__name__})" for name, blocks in candidates.items()) or "none"
     )
-    if path is None:
-        if len(candidates) != 1:
+    if paths is None:
+        lists = list(candidates) if len(candidates) == 1 else trunk(model, list(candidates))
+        if not lists:
             raise invalid("The model must have exactly one list of alike blocks, or the caller names it", f"found {listed}",
-                          'Pass blocks="path.to.the.list", or student= and teacher= paths of two modules.')  # fmt: skip
-        return next(iter(candidates.items()))
-    blocks: Any = find_module(model, path, f"Lists of alike blocks in it: {listed}.")
-    if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or not len(blocks):
-        raise invalid("blocks= must name a non-empty nn.ModuleList or nn.Sequential", f"{path!r}, a {type(blocks).__name__}",
-                      f"Lists of alike blocks in it: {listed}.")  # fmt: skip
-    return path, blocks
+                          'Pass blocks="path.to.the.list", several paths where lists run in a row, or student= and teacher= '
+                          "paths of two modules.")  # fmt: skip
+    else:
+        lists = [paths] if isinstance(paths, str) else list(paths)
+    found: list[str] = []
+    for path in lists:
+        blocks: Any = find_module(model, path, f"Lists of alike blocks in it: {listed}.")
+        if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or not len(blocks):
+            raise invalid("blocks= must name a non-empty nn.ModuleList or nn.Sequential",
+                          f"{path!r}, a {type(blocks).__name__}", f"Lists of alike blocks in it: {listed}.")  # fmt: skip
+        found += [f"{path}.{n}".lstrip(".") for n in range(len(blocks))]
+    return found
 
 
 def find_module(model: nn.Module, path: str, hint: str = "") -> nn.Module:
     """The submodule at `path`; the error lists what exists where the path breaks off."""
     module, walked = model, list[str]()
-    for name in path.split("."):
+    for name in path.split(".") if path else ():
         children = dict(module.named_children())
         if name not in children:
             raise invalid("A path must lead to a module of the model",
@@ -55,31 +72,62 @@ def find_module(model: nn.Module, path: str, hint: str = "") -> nn.Module:
     return module
 
 
-def read_width(block: nn.Module) -> int | None:
-    """The block's token width where it is unambiguous: what its linear layers take, give and its norms normalise."""
+def read_width(model: nn.Module, block: nn.Module) -> int | None:
+    """The block's token width where it is unambiguous: what its linear layers take, give and its norms normalise.
+
+    Where several widths fit, or the norms tell none, a configuration that names one of the linear layers' decides.
+    """
     linear = [m for m in block.modules() if isinstance(m, nn.Linear)]
-    widths = {m.in_features for m in linear} & {m.out_features for m in linear}
+    fitting = {m.in_features for m in linear} & {m.out_features for m in linear}
     norms = {m.normalized_shape[-1] for m in block.modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))}
-    widths = widths & norms if norms else widths
+    widths = fitting & norms if norms else fitting
+    if len(widths) != 1:
+        widths = {m.in_features for m in linear} & configured_widths(model)
     return widths.pop() if len(widths) == 1 else None
 
 
-def tokens_of(output: Any, select: Select | None, where: str) -> torch.Tensor:
-    """The tokens [B, N, D] in a block's output: itself, the only such tensor of a tuple, or what `select` takes from it."""
+def tokens_of(reached: Reached, select: Select | None, block: nn.Module, where: str) -> torch.Tensor:
+    """The tokens [B, N, D] in a block's output.
+
+    They are what `select` takes from it; or the output itself; or in a tuple the only tensor [B, N, D]. Of a block that takes
+    and gives several streams, they have the shape of its argument that is named like a sample. Features on a grid,
+    [B, D, H, W] or [B, D, T, H, W], become tokens.
+    """
+    output = tokens = reached.output
     if select is not None:
         tokens = select(output)
     elif isinstance(output, (tuple, list)):
-        fitting = [part for part in output if isinstance(part, torch.Tensor) and part.ndim == 3 and part.is_floating_point()]
+        fitting = [part for part in output if is_features(part) and part.ndim == 3] or list(filter(is_features, output))
+        if len(fitting) > 1:
+            fitting = _like_the_sample(fitting, block, reached)
         if len(fitting) != 1:
-            raise invalid("A block that returns a tuple must hold exactly one tensor [B, N, D]", f"{where}: {_shapes(output)}",
-                          "Pass select=, for instance select=lambda output: output[1].")  # fmt: skip
+            raise invalid("A block that returns a tuple must hold one tensor [B, N, D], or give back the streams that it takes",
+                          f"{where}: {_shapes(output)}", "Pass select=, such as select=lambda output: output[1].")  # fmt: skip
         tokens = fitting[0]
-    else:
-        tokens = output
-    if not isinstance(tokens, torch.Tensor) or tokens.ndim != 3:
-        raise invalid("A tapped block must give tokens [B, N, D]", f"{where}: {_shapes(tokens)}",
+    if not is_features(tokens):
+        raise invalid("A tapped block must give tokens [B, N, D], or features [B, D, H, W] or [B, D, T, H, W]",
+                      f"{where}: {_shapes(tokens)}",
                       "Pass select=, a function from the block's output to its tokens.")  # fmt: skip
-    return tokens
+    return tokens if tokens.ndim == 3 else tokens.flatten(2).transpose(1, 2)
+
+
+def _like_the_sample(streams: list[torch.Tensor], block: nn.Module, reached: Reached) -> list[torch.Tensor]:
+    """The streams that have the shape of the sample's tokens among a block's arguments; all, where it did not take them in."""
+    try:
+        given = inspect.signature(block.forward).bind(*reached.args, **reached.kwargs).arguments
+    except TypeError:
+        return streams
+    names = ("hidden_states", "x", "img", "image", "latents")
+    sample = next((given[name] for name in names if is_features(given.get(name))), None)
+    taken = [value.shape for value in given.values() if isinstance(value, torch.Tensor)]
+    if sample is None or any(stream.shape not in taken for stream in streams):
+        return streams
+    return [stream for stream in streams if stream.shape == sample.shape]
+
+
+def is_features(part: Any) -> bool:
+    """Whether this is a floating tensor of three to five axes."""
+    return isinstance(part, torch.Tensor) and part.is_floating_point() and 3 <= part.ndim <= 5
 
 
 def _shapes(output: Any) -> str:
@@ -103,7 +151,10 @@ class Hooks:
 
 
 class Tap(Hooks):
-    """Hooks that keep the output of one block from the model's last forward, and nothing from recomputation in backward."""
+    """Hooks that keep one block's output from the model's last forward, and how the model was called.
+
+    Recomputation in backward leaves no trace.
+    """
 
     def __init__(self, model: nn.Module, block: nn.Module, where: str) -> None:
         owners = [getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values()]
@@ -111,23 +162,28 @@ class Tap(Hooks):
             raise invalid("A model can be attached once", f"a second SelfAlignment on {type(model).__name__}",
                           "Call detach() on the first one.")  # fmt: skip
         self.alive = True
-        self.where, self.output, self.autocast = where, None, (False, torch.float32)
+        self.block, self.where, self.autocast = block, where, (False, torch.float32)
         self.device = next((p.device.type for p in model.parameters()), "cpu")
+        self.reached: Reached | None = None
+        self.called: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.running, self.fired, self.forwards = False, 0, 0
         self.handles = [
-            model.register_forward_pre_hook(self._begin),
-            block.register_forward_hook(self._record),
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            block.register_forward_hook(self._record, with_kwargs=True),
             model.register_forward_hook(self._end),
         ]
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.alive:
             self.running, self.fired = True, 0
-            self.forwards += torch.is_grad_enabled()  # sampling and evaluation between two steps are nobody's business
+            trains = torch.is_grad_enabled()  # sampling and evaluation between two steps are nobody's business
+            self.forwards += trains
+            if trains or not self.forwards:
+                self.called = (args, dict(kwargs))
 
-    def _record(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _record(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self.alive and self.running:
-            self.output, self.fired = output, self.fired + 1
+            self.reached, self.fired = reached_of(args, kwargs, output), self.fired + 1
             self.autocast = (torch.is_autocast_enabled(self.device), torch.get_autocast_dtype(self.device))
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -135,9 +191,9 @@ class Tap(Hooks):
 
     def take(self, select: Select | None) -> torch.Tensor:
         """The recorded tokens, once; an error where the step did not record exactly one set, with gradient."""
-        output, fired, forwards = self.output, self.fired, self.forwards
+        reached, fired, forwards = self.reached, self.fired, self.forwards
         self.forget()
-        if output is None:
+        if reached is None:
             raise invalid("The model's forward must run before align()", f"no output of {self.where} since the last align()",
                           "Call the model itself (not model.forward) on the student's input first. If it was compiled "
                           "and ran before attaching, attach before the first compiled call.")  # fmt: skip
@@ -146,7 +202,7 @@ class Tap(Hooks):
                           f"{self.where} ran {fired} times in {max(forwards, 1)} forward(s) of the model",
                           "Call align() after each forward; run extra forwards under torch.no_grad(), before the student's. "
                           "For a block used twice in one forward choose another layer.")  # fmt: skip
-        tokens = tokens_of(output, select, self.where)
+        tokens = tokens_of(reached, select, self.block, self.where)
         if torch.is_grad_enabled() and not tokens.requires_grad:
             raise invalid("The student's features must carry a gradient", f"features of {self.where} without one",
                           "Reentrant checkpointing (use_reentrant=True), torch.no_grad() or frozen layers cut it: use "
@@ -154,12 +210,17 @@ class Tap(Hooks):
         return tokens
 
     def forget(self) -> None:
-        self.output, self.fired, self.forwards = None, 0, 0
+        self.reached, self.called, self.fired, self.forwards = None, ((), {}), 0, 0
 
     def remove(self) -> None:
         self.forget()
         for handle in self.handles:
             handle.remove()
+
+
+def reached_of(args: Any, kwargs: Any, output: Any) -> Reached:
+    """The record of a call; without its arguments where the output speaks for itself, so that nothing is kept alive."""
+    return Reached(output, args, kwargs) if isinstance(output, (tuple, list)) else Reached(output)
 
 
 class _Stop(Exception):
@@ -169,14 +230,27 @@ class _Stop(Exception):
         self.value = value
 
 
-def run_until(run: Callable[[], Any], block: nn.Module, where: str, inputs: bool = False) -> Any:
-    """Run a forward only up to `block` and return its output (or its inputs): nothing after it is computed."""
+def run_until(run: Callable[[], Any], block: nn.Module, where: str) -> Reached:
+    """Run a forward only up to the end of `block`: nothing after it is computed."""
 
-    def stop(module: nn.Module, args: Any, *rest: Any) -> None:
-        raise _Stop((args, rest[0]) if inputs else rest[-1])
+    def stop(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        raise _Stop(reached_of(args, kwargs, output))
 
-    register = block.register_forward_pre_hook if inputs else block.register_forward_hook
-    handle = register(stop, with_kwargs=True) if inputs else register(stop)
+    return _stopped(run, block.register_forward_hook(stop, with_kwargs=True), where)
+
+
+def run_before(run: Callable[[], Any], block: nn.Module, where: str) -> tuple[Any, Any]:
+    """Run a forward only up to the start of `block`, and return the arguments that it would get, by position and by name."""
+
+    def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
+        raise _Stop((args, kwargs))
+
+    # first of all hooks: those of sharded models would gather weights for a forward that never ends
+    handle = block.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+    return _stopped(run, handle, where)
+
+
+def _stopped(run: Callable[[], Any], handle: Any, where: str) -> Any:
     try:
         run()
     except _Stop as reached:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 from torch import nn
 
 from selfalign._checks import invalid
 
 
 class Watch:
-    """Compares the version counters that torch keeps of every parameter between align() and update().
+    """Compares what torch counts of every parameter's writes between align() and update().
 
-    It speaks only on evidence: an optimizer that writes past the counters (through `.data`) is never accused.
+    An optimizer may write past these counters (through `.data`); so a step that they do not show is looked for in the values
+    of the projector's smallest parameter, before it counts as skipped.
     """
 
     def __init__(self, model: nn.Module, projector: nn.Module) -> None:
@@ -23,9 +25,13 @@ class Watch:
     def _count(self) -> tuple[int, ...]:
         return tuple(sum(p._version for p in module.parameters() if p.requires_grad) for module in self.modules)
 
+    def _smallest(self) -> torch.Tensor:
+        return min(self.modules[1].parameters(), key=torch.Tensor.numel).detach()
+
     def stepped(self) -> None:
         """After update()."""
         self.aligned, self.counted = False, self._count()
+        self.projected = self._smallest().clone()
 
     def note_align(self) -> None:
         """At align(): warn, once, where an optimizer step went by without update()."""
@@ -38,14 +44,18 @@ class Watch:
             )
         self.aligned, self.counted = True, counted
 
-    def check_update(self) -> None:
-        """At update(): warn where no step came before, refuse where a step left the projector as it was."""
+    def sees_step(self) -> bool:
+        """At update(): whether an optimizer step came before. A GradScaler skips it where a gradient is infinite.
+
+        Warns where nothing came before, refuses where a step left the projector as it was.
+        """
         model, projector = (now - before for now, before in zip(self._count(), self.counted, strict=True))
         if not self.aligned and not model:
             warnings.warn(
                 "update() must be called once per optimizer step. Received: a call with neither align() nor an optimizer step "
                 "since the last one. Call it once, after optimizer.step()."
             )
+            return True
         if self.aligned and model and not projector and any(p.requires_grad for p in self.modules[1].parameters()):
             raise invalid(
                 "The projector must be trained with the model",
@@ -53,3 +63,4 @@ class Watch:
                 "Hand its parameters to the optimizer, [*model.parameters(), *align.projector.parameters()], and add the term "
                 "to the loss before backward().",
             )
+        return bool(model or projector) or not torch.equal(self.projected, self._smallest())

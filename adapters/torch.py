@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,11 @@ from selfalign._checks import check_time, invalid
 from selfalign.loss import SRALoss
 from selfalign.paths import Path
 
+from ._torch_call import Call, Called
 from ._torch_condition import Condition
+from ._torch_distributed import average_gradients, reshard, share, unwrap, world
 from ._torch_ema import Teacher, check_same_tensors
+from ._torch_families import stream
 from ._torch_taps import Select, Tap, find_blocks, find_module, read_width, run_until, tokens_of
 from ._torch_watch import Watch
 
@@ -102,51 +105,59 @@ class SelfAlignment:
         model: nn.Module,
         loss: SRALoss,
         *,
-        blocks: str | None = None,
+        blocks: str | Sequence[str] | None = None,
         student: str | None = None,
-        teacher: str | nn.Module | None = None,
+        teacher: Any = None,
         width: int | None = None,
-        example: tuple[Any, ...] | None = None,
+        example: tuple[Any, ...] | dict[str, Any] | None = None,
         select: Select | None = None,
         call: Callable[..., Any] | None = None,
         seed: int | None = None,
+        truncate: bool = False,
+        offload: bool = False,
         check_condition: bool = True,
         check_finite: bool = False,
         log_metrics: bool = False,
     ) -> None:
         load_keras("torch")
-        model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper shares the module it wraps
-        self.model, self.loss, self.select = model, loss, select
-        self.call = call or (lambda module, x, t, *args, **kwargs: module(x, t, *args, **kwargs))
+        self.model, self.loss, self.select, self.call = unwrap(model), loss, select, call
         self.check_finite, self.log_metrics = check_finite, log_metrics
         self.metrics: dict[str, torch.Tensor] = {}
-        self.step = 0  # optimizer steps done
+        self.step, self._calls = 0, 0  # optimizer steps done, and calls since the last
+        self._seed = torch.initial_seed() if seed is None else seed
 
-        given = teacher if isinstance(teacher, nn.Module) else None
-        first, *self.taps = self._find_taps(blocks, student, teacher if isinstance(teacher, str) else None)
-        block = model.get_submodule(self.taps[0])
-        self._ema = Teacher(model, given)
+        path, given = (teacher, None) if isinstance(teacher, str) else (None, teacher)
+        first, self.taps, later = self._find_taps(blocks, student, path)
+        block = self.model.get_submodule(self.taps[0])
+        if truncate and (given is not None or not later):
+            raise invalid("truncate= cuts the blocks after the teacher's layer off a teacher of ours",
+                          "teacher= of yours" if given is not None else f"no blocks after {self.taps[1]!r}",
+                          "Leave truncate= out.")  # fmt: skip
+        self._ema = Teacher(self.model, given, later if truncate else (), offload)
         if width is None:
-            width = read_width(block) if example is None else self._dry_run(example)
+            width = read_width(self.model, block) if example is None else self._dry_run(example)
         if width is None:
             raise invalid("The width of the tapped block must be known", f"{self.taps[0]!r}, which does not tell it clearly",
                           "Pass width=D, or example=(x, t, *condition) for a dry run.")  # fmt: skip
-        seed = torch.initial_seed() if seed is None else seed
-        like = next((p for p in [*block.parameters(), *model.parameters()] if p.is_floating_point()), torch.empty(0))
-        seeds = random.Random(seed)  # streams of their own, also beside generators that the user has seeded alike
-        self.projector = Projector(width, torch.Generator().manual_seed(seeds.getrandbits(63)), like)
-        self._generator = torch.Generator(like.device).manual_seed(seeds.getrandbits(63))
+        like = next((p for p in [*block.parameters(), *self.model.parameters()] if p.is_floating_point()), torch.empty(0))
+        self.projector = Projector(width, torch.Generator().manual_seed(self._drawn("projector")), like)
+        average_gradients(self.projector)
 
-        self._tap: Tap | None = Tap(model, block, self.taps[0])
-        self._condition = Condition(model, self.teacher, self._tap, first, self.taps[1], trusted=not check_condition)
-        self._watch = Watch(model, self.projector)
+        self._tap: Tap | None = Tap(self.model, block, self.taps[0])
+        self._call = Call(loss.path, call, trusted=not check_condition)
+        self._condition = Condition(self.model, self.teacher, self._tap, first, self.taps[1], trusted=not check_condition)
+        self._watch = Watch(self.model, self.projector)
 
-    def _find_taps(self, blocks: str | None, student: str | None, teacher: str | None) -> tuple[str, str, str]:
-        """Paths of the first block, and of the student's and the teacher's tapped module."""
+    def _find_taps(self, blocks: Any, student: str | None, teacher: str | None) -> tuple[str, list[str], list[str]]:
+        """Paths of the first block, of the student's and the teacher's tapped modules, and of the blocks after these."""
         if student is None and teacher is None:
-            path, found = find_blocks(self.model, blocks)
-            numbers = (1, *self.loss.layers(len(found)))
-            return tuple(f"{path}.{number - 1}".lstrip(".") for number in numbers)  # type: ignore[return-value]
+            found = find_blocks(self.model, blocks)
+            numbers = self.loss.layers(len(found))
+            taps = [found[number - 1] for number in numbers]
+            if len({id(self.model.get_submodule(path)) for path in found}) < len(found):
+                raise invalid("Blocks must be modules of their own", f"one module at several places of {found[0]!r} ...",
+                              "Where a block runs several times in a forward, its output has no place of its own.")  # fmt: skip
+            return found[0], taps, found[max(numbers) :]
         if student is None or teacher is None or blocks is not None:
             raise invalid("Taps are given by two paths, student= and teacher=, without blocks=",
                           f"student={student!r}, teacher={teacher!r}, blocks={blocks!r}",
@@ -155,13 +166,22 @@ class SelfAlignment:
             find_module(self.model, path)
         parent = student.rpartition(".")[0]
         alike = isinstance(self.model.get_submodule(parent), (nn.ModuleList, nn.Sequential))
-        return f"{parent}.0".lstrip(".") if alike else student, student, teacher
+        return f"{parent}.0".lstrip(".") if alike else student, [student, teacher], []
 
-    def _dry_run(self, example: tuple[Any, ...]) -> int:
+    def _dry_run(self, example: Any) -> int:
+        """The width of the student's tokens in a forward of the teacher."""
         where = self.taps[0]
+        block, call = self.teacher.get_submodule(where), self.call or (lambda module, *args, **kwargs: module(*args, **kwargs))
+        args, kwargs = ((), example) if isinstance(example, dict) else (example, {})
         with torch.no_grad(), torch.random.fork_rng():
-            output = run_until(lambda: self.call(self.teacher, *example), self.teacher.get_submodule(where), where)
-        return tokens_of(output, self.select, where).shape[-1]
+            reached = run_until(lambda: call(self.teacher, *args, **kwargs), block, where)
+        x0 = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+        select = self.select or stream(self.model, block, x0, kwargs)
+        return tokens_of(reached, select, block, where).shape[-1]
+
+    def _drawn(self, *what: Any) -> int:
+        """A seed for one purpose: streams of their own, also beside generators that the user has seeded alike."""
+        return random.Random(repr((self._seed, *what))).getrandbits(32)
 
     @property
     def path(self) -> Path:
@@ -191,10 +211,14 @@ class SelfAlignment:
 
         Example: see the class.
         """
-        student = self._attached().take(self.select)
-        enabled, dtype = self._attached().autocast
-        with torch.autocast(student.device.type, dtype=dtype, enabled=enabled):
-            tokens = self._teacher_tokens(x0, noise, t, u, condition, conditions)
+        tap = self._attached()
+        if self.step == 0 and self._calls == 0:
+            share(self.projector)
+        called = tap.called
+        select = self.select or stream(self.model, tap.block, x0, called[1])
+        student = tap.take(select)
+        with torch.autocast(student.device.type, dtype=tap.autocast[1], enabled=tap.autocast[0]):
+            tokens = self._teacher_tokens(x0, noise, t, u, called, (condition, conditions))
             projected = self.projector(student)
             if self.check_finite or self.log_metrics:
                 self.metrics = self.loss.metrics(projected, tokens)
@@ -202,30 +226,38 @@ class SelfAlignment:
                 self._check_finite()
             term = self.loss(projected, tokens, step=self.step, mask=loss_mask)
         self._watch.note_align()
+        self._calls += 1
         return term
 
     @torch.no_grad()
-    def _teacher_tokens(self, x0: Any, noise: Any, t: Any, u: Any, condition: Any, conditions: Any) -> torch.Tensor:
+    def _teacher_tokens(self, x0: Any, noise: Any, t: Any, u: Any, called: Called, condition: Called) -> torch.Tensor:
         if self.step == 0:  # on a GPU in the first step only: it waits for the device
             check_time(self.path, t.cpu() if isinstance(t, torch.Tensor) else t)
-        if u is None:
-            u = torch.rand(t.shape, generator=self._generator, device=self._generator.device)
+        if u is None:  # other gaps in each process; the same in a resumed run, also with another number of processes
+            generator = torch.Generator(t.device).manual_seed(self._drawn("gap", self.step, self._calls, world()[0]))
+            u = torch.rand(t.shape, generator=generator, device=t.device)
         t_teacher = self.loss.teacher_time(t, u)
         x_teacher = self.path.add_noise(x0, noise, t_teacher)
+        self._ema.start()
+        self._call.prepare(self.teacher, called, lambda: self.path.add_noise(x0, noise, t), t, condition)
 
         def forward(time: torch.Tensor) -> Any:
-            return self.call(self.teacher, x_teacher, time, *condition, **conditions)
+            return self._call(self.teacher, called, x_teacher, time, condition)
 
         mode = self.teacher.training  # a teacher of ours is in eval mode; a user's own EMA gets its mode back
         if mode:
             self.teacher.eval()
         try:
             clean = torch.full_like(t, self.path.clean_at)
-            output = self._condition.run(forward, t, t_teacher, clean, [*condition, *conditions.values()])
+            given = [*condition[0], *condition[1].values(), *called[0], *called[1].values()]
+            reached = self._condition.run(forward, t, t_teacher, clean, given)
         finally:
+            reshard(self.teacher)
             if mode:
                 self.teacher.train()
-        return tokens_of(output, self.select, self.taps[1])
+        block = self.teacher.get_submodule(self.taps[1])
+        select = self.select or stream(self.model, block, x0, {**called[1], **condition[1]})
+        return tokens_of(reached, select, block, self.taps[1])
 
     def _check_finite(self) -> None:
         sick = [side for side in ("student", "teacher") if not self.metrics[f"{side}_finite"]]
@@ -241,22 +273,25 @@ class SelfAlignment:
     def update(self) -> None:
         """Move the EMA one step toward the model. Once per optimizer step (not per micro-batch), after it.
 
-        Computed in float32 (float64 for float64 parameters); buffers are copied. Warns where it sees that no optimizer step
-        came before.
+        Computed in float32 (float64 for float64 parameters); buffers are copied. Where the optimizer step was skipped, as
+        GradScaler does for infinite gradients, this one is skipped, too. Warns where there was nothing to follow.
 
         Raises:
-            ValueError: the optimizer moved the model and not the projector.
+            ValueError: the optimizer moved the model and not the projector; something frozen trains now.
 
         Example: see the class.
         """
         self._attached()
-        self._watch.check_update()
-        self._ema.update(float(self.loss.decay_at(self.step)))
-        self.step += 1
+        if self._watch.sees_step():
+            self._ema.update(float(self.loss.decay_at(self.step)))
+            self.step += 1
+            self._calls = 0
         self._watch.stepped()
 
     def state_dict(self) -> dict[str, Any]:
-        """Projector, teacher (at the EMA's precision), step, generator and settings: all that a resumed run needs.
+        """Projector, teacher, step, seed and settings: all that a resumed run needs beside the model.
+
+        Of the teacher, averages at the EMA's precision, and nothing that is frozen in the model.
 
         Example:
             >>> import torch, selfalign
@@ -265,12 +300,12 @@ class SelfAlignment:
             >>> loss = selfalign.SRALoss(student_layer=1, teacher_layer=3)
             >>> align = SelfAlignment(model, loss, student="0", teacher="2")
             >>> sorted(align.state_dict())
-            ['generator', 'projector', 'settings', 'step', 'teacher']
+            ['projector', 'seed', 'settings', 'step', 'teacher']
         """
         return {
-            "settings": {**self.loss.settings(), "taps": list(self.taps)},
+            "settings": {**self.loss.settings(), "taps": self.taps},
             "step": self.step,
-            "generator": self._generator.get_state(),
+            "seed": self._seed,
             "projector": self.projector.state_dict(),
             "teacher": self._ema.state_dict(),
         }
@@ -297,8 +332,7 @@ class SelfAlignment:
             check_same_tensors(f"The state's {name}", state[name], mine[name])
         self.projector.load_state_dict(state["projector"])
         self._ema.load_state_dict(state["teacher"])
-        self._generator.set_state(state["generator"].cpu())
-        self.step = int(state["step"])
+        self._seed, self.step, self._calls = int(state["seed"]), int(state["step"]), 0
         self._watch.stepped()
 
     def detach(self) -> None:

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import selfalign
+
 
 class Block(nn.Module):
     """An adaLN block: attention and MLP, modulated by the condition."""
@@ -127,6 +129,12 @@ def make_batch(size: int = 4, tokens: int = 5, channels: int = 4) -> tuple[torch
     """x0, noise, t, y for the models above."""
     x0 = torch.randn(size, tokens, channels)
     return x0, torch.randn_like(x0), torch.rand(size), torch.randint(0, 10, (size,))
+
+
+def seen(batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """What the student is called with for a batch (x0, noise, t, *condition) on the linear path."""
+    x0, noise, t, *condition = batch
+    return selfalign.paths.Linear().add_noise(x0, noise, t), t, *condition
 
 
 def flops(run) -> int:

@@ -167,9 +167,30 @@ print(len(first))
 """
 
 
+KERAS = ("-W", "ignore:__array__ implementation")  # Keras's, under NumPy 2.4
+PAIRED_KERAS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import common, keras_dit
+def fitted(*more):
+    settings = common.parse(keras_dit.PARSER, ["--short", *more])
+    run = keras_dit.Run(common.load_data(settings), settings)
+    history = run.model.fit(keras_dit.Batches(run, 1), epochs=3, shuffle=False, verbose=0).history
+    return history["denoising"], history["alignment"]
+aligned, plain = fitted(), fitted("--no-sra")
+assert aligned[0][0] == plain[0][0] and min(aligned[1]) > 0 and plain[1] == [0, 0, 0], (aligned, plain)
+assert aligned[0][2] != plain[0][2]  # SRA moves the model
+print("paired")
+"""
+
+
+def test_both_arms_in_keras_start_alike(tmp_path: Path) -> None:
+    assert succeed(tmp_path, *KERAS, "-c", PAIRED_KERAS, EXAMPLES) == "paired\n"
+
+
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_keras_runs_and_resumes_bit_for_bit(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    example = ("-W", "ignore:__array__ implementation", EXAMPLES / "keras_dit.py")
+    example = (*KERAS, EXAMPLES / "keras_dit.py")
     kept = environment() | {"KERAS_BACKEND": backend}
     monkeypatch.setattr(sys.modules[__name__], "environment", lambda: kept)
     succeed(tmp_path, *example, "--short", "--steps", 8, "--save-every", 4, "--out", "whole")
@@ -227,20 +248,45 @@ def test_both_arms_share_weights_batches_and_noise_and_the_plain_arm_resumes(tmp
     assert succeed(tmp_path, "-c", PAIRED, EXAMPLES) == "paired\n"
 
 
-def test_ctrl_c_leaves_a_checkpoint_to_resume_from(tmp_path: Path) -> None:
-    arguments = ("--short", "--steps", 1_000_000, "--save-every", 5, "--out", "stopped")
-    process = subprocess.Popen(command(EXAMPLES / "torch_sit.py", *arguments), cwd=tmp_path, env=environment(),
+@pytest.mark.parametrize("script", ["torch_sit.py", "keras_dit.py"])
+def test_ctrl_c_leaves_a_checkpoint_to_resume_from(tmp_path: Path, script: str) -> None:
+    example = (*KERAS, EXAMPLES / script, "--short", "--out", "stopped")
+    arguments = ("--steps", 1_000_000, "--save-every", 5)
+    process = subprocess.Popen(command(*example, *arguments), cwd=tmp_path, env=environment(),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
-    checkpoint = tmp_path / "stopped" / "checkpoint.pt"
-    deadline = time.monotonic() + 60
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+    checkpoint = wait_for(tmp_path / "stopped" / TRAINING.get(script, "checkpoint.keras"), process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 1, errors
     assert "the same command with --resume continues" in errors
     step = int(errors.partition("Stopped at step ")[2].partition(";")[0])
-    assert f"step {step} " in succeed(tmp_path, "-c", SAME, checkpoint, checkpoint)
+    if script == "torch_sit.py":
+        assert f"step {step} " in succeed(tmp_path, "-c", SAME, checkpoint, checkpoint)
+    else:
+        again = succeed(tmp_path, *example, "--resume", "--steps", step + 1, "--save-every", 1)
+        assert f"Epoch {step + 1}/{step + 1}" in again
+
+
+@pytest.mark.parametrize("script", ["torch_sit.py"])
+def test_a_killed_run_resumed_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path, script: str) -> None:
+    """Killed without warning, amid an epoch and past its last checkpoint."""
+    example, checkpoint = EXAMPLES / script, TRAINING[script]
+    process = subprocess.Popen(command(example, "--short", "--steps", 1_000_000, "--save-every", 3, "--out", "killed"),
+                               cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    wait_for(tmp_path / "killed" / checkpoint, process)
+    process.kill()
+    process.communicate(timeout=30)
+    step = int(succeed(tmp_path, "-c", SAME, f"killed/{checkpoint}", f"killed/{checkpoint}").split()[1])
+    succeed(tmp_path, example, "--short", "--steps", step + 9, "--out", "killed", "--resume")
+    succeed(tmp_path, example, "--short", "--steps", step + 9, "--out", "whole")
+    assert f"step {step + 9} " in succeed(tmp_path, "-c", SAME, f"whole/{checkpoint}", f"killed/{checkpoint}")
+
+
+def wait_for(file: Path, process: subprocess.Popen) -> Path:
+    deadline = time.monotonic() + 60
+    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return file
 
 
 @pytest.mark.parametrize("kind", ["folder", "fashion-mnist"])

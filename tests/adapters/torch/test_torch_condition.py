@@ -5,7 +5,7 @@ import random
 import numpy
 import pytest
 import torch
-from dit_models import DiT, MaskedLabelDiT, PythonRandomDiT, ShiftedLabelDiT, TimeTableDiT
+from dit_models import DiT, MaskedLabelDiT, PythonRandomDiT, ShiftedLabelDiT, TimeTableDiT, seen
 
 import selfalign
 from selfalign.adapters.torch import SelfAlignment
@@ -32,7 +32,7 @@ def test_labels_dropped_inside_the_model_are_dropped_in_the_teacher(kind, loss, 
     x0, noise, t, y = (part.repeat(8, *[1] * (part.ndim - 1)) for part in batch)
     student, teacher = conditions_of(model), conditions_of(align.teacher)
     for _ in range(3):
-        model(x0, t, y)
+        model(*seen((x0, noise, t, y)))
         align(x0, noise, t, y, u=torch.zeros(32))  # without a gap and an update, the conditions must be equal
         assert torch.equal(student[-1], teacher[-1])
         assert not torch.equal(student[-1], model.eval().embed_time(t) + model.embed_label(y))
@@ -46,7 +46,7 @@ def test_time_looked_up_in_an_embedding_stays_the_teachers_own(loss, batch):
     x0, noise, t, y = batch
     conditions = conditions_of(align.teacher)
     for _ in range(2):
-        model(x0, t, y)
+        model(*seen((x0, noise, t, y)))
         labels = align._condition.seen["y_embedder.embedding_table"][0]
         u = torch.full((4,), 0.5)
         align(x0, noise, t, y, u=u)
@@ -60,9 +60,10 @@ def test_diffusers_dit_drops_per_block_and_so_does_the_teacher(diffusers_dit):
     x0, t, y = torch.randn(64, 4, 8, 8), torch.randint(0, 1000, (64,)), torch.randint(0, 1000, (64,))
     tables = [[m for n, m in side.named_modules() if n.endswith("embedding_table")] for side in (diffusers_dit, align.teacher)]
     student, teacher = ([received(table) for table in side] for side in tables)
-    diffusers_dit(x0, t, y)
+    noise = torch.randn_like(x0)
+    diffusers_dit(align.path.add_noise(x0, noise, t), t, y)
     mine = [calls[0] for calls in student]
-    align(x0, torch.randn_like(x0), t, y)
+    align(x0, noise, t, y)
     assert len(mine) == 6
     assert any(not torch.equal(ids, y) for ids in mine)
     for calls, ids in list(zip(teacher, mine, strict=True))[:4]:
@@ -73,7 +74,7 @@ def test_diffusers_dit_drops_per_block_and_so_does_the_teacher(diffusers_dit):
 def test_models_whose_dropping_cannot_be_replayed_are_refused(kind, loss, batch):
     model = kind()
     align = SelfAlignment(model, loss)
-    model(batch[0], *batch[2:])
+    model(*seen(batch))
     with pytest.raises(ValueError, match=r"must see the same condition. Received: \w+ draws random numbers.*check_condition"):
         align(*batch)
 
@@ -81,7 +82,7 @@ def test_models_whose_dropping_cannot_be_replayed_are_refused(kind, loss, batch)
 def test_a_refusal_leaves_the_random_streams_alone(loss, batch):
     model = PythonRandomDiT()
     align = SelfAlignment(model, loss)
-    model(batch[0], *batch[2:])
+    model(*seen(batch))
     python, arrays, stream = random.getstate(), numpy.random.get_state()[1].copy(), torch.get_rng_state()
     with pytest.raises(ValueError, match="must see the same condition"):
         align(*batch, u=torch.zeros(4))
@@ -93,14 +94,14 @@ def test_a_refusal_leaves_the_random_streams_alone(loss, batch):
 def test_check_can_be_switched_off(loss, batch):
     model = MaskedLabelDiT()
     align = SelfAlignment(model, loss, check_condition=False)
-    model(batch[0], *batch[2:])
+    model(*seen(batch))
     assert align(*batch).item() > 0
 
 
 def test_trying_out_leaves_random_streams_modes_and_weights_alone(loss, batch):
     model = DiT(label_dropout=0.5)
     align = SelfAlignment(model, loss)
-    model(batch[0], *batch[2:])
+    model(*seen(batch))
     stream, weights = torch.get_rng_state(), {n: v.clone() for n, v in align.teacher.state_dict().items()}
     align(*batch)
     assert torch.equal(torch.get_rng_state(), stream)
@@ -112,7 +113,7 @@ def test_dropout_layers_are_not_mistaken_for_a_condition(loss, batch):
     model = DiT(label_dropout=0.5)
     model.x_embedder = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Dropout(0.5))
     align = SelfAlignment(model, loss)
-    model(batch[0], *batch[2:])
+    model(*seen(batch))
     assert align(*batch).item() > 0
 
 
@@ -123,7 +124,7 @@ def test_compiled_model_that_drops_labels(loss, batch):
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     conditions = conditions_of(align.teacher)
     x0, noise, t, y = (part.repeat(8, *[1] * (part.ndim - 1)) for part in batch)
-    compiled(x0, t, y)
+    compiled(*seen((x0, noise, t, y)))
     ids = align._condition.seen["y_embedder.embedding_table"][0]
     align(x0, noise, t, y, u=torch.zeros(32))
     assert torch.equal(conditions[-1], model.embed_time(t) + model.y_embedder.embedding_table(ids))
@@ -134,5 +135,5 @@ def test_sampling_with_the_teacher_is_not_replayed(loss, batch, make_loop):
     loop = make_loop(DiT(label_dropout=0.5), loss)
     loop.step(batch)
     looked_up = received(loop.align.teacher.y_embedder.embedding_table)
-    loop.align.teacher(batch[0], *batch[2:])
+    loop.align.teacher(*seen(batch))
     assert torch.equal(looked_up[-1], batch[3])

@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from dit_models import Block, DiT, PairBlock, TupleBlock, flops
+from dit_models import Block, DiT, PairBlock, TupleBlock, flops, seen
 from torch.utils.checkpoint import checkpoint
 
 import selfalign
@@ -53,14 +53,14 @@ def test_teacher_is_an_exact_copy_in_eval_mode_without_gradient(model, loss):
 
 def test_stopped_teacher_gives_the_full_forwards_features(model, loss, batch):
     align = SelfAlignment(model, loss)
-    seen = []
-    handle = align.teacher.blocks[3].register_forward_hook(lambda m, a, out: seen.append(out))
-    model(batch[0], batch[2], batch[3])
+    outputs = []
+    handle = align.teacher.blocks[3].register_forward_hook(lambda m, a, out: outputs.append(out))
+    model(*seen(batch))
     align(*batch, u=torch.zeros(4))
     align.teacher(align.path.add_noise(*batch[:3]), *batch[2:])
     handle.remove()
-    assert len(seen) == 2
-    assert torch.equal(*seen)
+    assert len(outputs) == 2
+    assert torch.equal(*outputs)
 
 
 def test_no_gradient_to_the_teacher_nor_to_later_blocks(loop, batch):
@@ -122,8 +122,9 @@ def test_teachers_compute_on_diffusers_dit(diffusers_dit):
     loss = selfalign.SRALoss(student_layer=2, teacher_layer=4, path="discrete")
     align = SelfAlignment(diffusers_dit, loss)
     x0, t, y = torch.randn(2, 4, 8, 8), torch.randint(0, 1000, (2,)), torch.randint(0, 1000, (2,))
-    whole = flops(lambda: diffusers_dit(x0, t, y))
-    counted = flops(lambda: align(x0, torch.randn_like(x0), t, y))
+    noise = torch.randn_like(x0)
+    whole = flops(lambda: diffusers_dit(loss.path.add_noise(x0, noise, t), t, y))
+    counted = flops(lambda: align(x0, noise, t, y))
     projector = flops(lambda: align.projector(torch.zeros(2, 16, 32)))
     blocks = [flops(lambda block=block: block(torch.zeros(2, 16, 32), timestep=t, class_labels=y))
               for block in align.teacher.transformer_blocks]  # fmt: skip
@@ -152,28 +153,28 @@ def test_any_call_signature(loss, batch):
 
 def test_attaching_and_detaching_leaves_no_trace(model, loss, batch):
     names, before = list(model.state_dict()), copy.deepcopy(model.state_dict())
-    output, stream = model(batch[0], *batch[2:]), torch.get_rng_state()
+    output, stream = model(*seen(batch)), torch.get_rng_state()
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
     with SelfAlignment(model, loss) as align:
         assert torch.equal(torch.get_rng_state(), stream)
         assert list(model.state_dict()) == names
-        assert torch.equal(model(batch[0], *batch[2:]), output)
+        assert torch.equal(model(*seen(batch)), output)
         align(*batch)
         assert torch.equal(torch.get_rng_state(), stream)
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
     assert list(model.state_dict()) == names
     assert all(torch.equal(now, before[name]) for name, now in model.state_dict().items())
-    assert torch.equal(model(batch[0], *batch[2:]), output)
+    assert torch.equal(model(*seen(batch)), output)
 
 
 def test_copies_and_pickles_of_an_attached_model_are_free_of_it(model, loss, batch):
     align = SelfAlignment(model, loss)
     pickled = pickle.loads(pickle.dumps(model))
-    output = model(batch[0], *batch[2:])
+    output = model(*seen(batch))
     for other in (copy.deepcopy(model), pickled):
-        assert torch.equal(other(batch[0], *batch[2:]), output)
+        assert torch.equal(other(*seen(batch)), output)
         with SelfAlignment(other, loss) as second:  # it counts as not attached
-            other(batch[0], *batch[2:])
+            other(*seen(batch))
             assert second(*batch).item() > 0
     assert align(*batch).item() > 0  # the first one has seen its own model's forward only
 
@@ -188,11 +189,11 @@ def test_gradient_accumulation_takes_one_term_per_forward(loop, batch):
 
 def test_sampling_between_steps_is_nobodys_business(loop, batch):
     with torch.no_grad():
-        loop.model(batch[0], *batch[2:])
+        loop.model(*seen(batch))
     loop.step(batch)
     with torch.no_grad():
-        loop.model(batch[0], *batch[2:])
-        loop.align.teacher(batch[0], *batch[2:])
+        loop.model(*seen(batch))
+        loop.align.teacher(*seen(batch))
     loop.step(batch)
     assert loop.align.step == 2
 
@@ -251,7 +252,7 @@ def test_recomputation_in_backward_is_not_a_forward(loss, batch, make_loop):
 def test_reentrant_checkpointing_is_an_error_not_silence(loss, batch):
     model = Checkpointed(reentrant=True, span=3)  # the tapped block lies inside a checkpoint, not at its end
     align = SelfAlignment(model, loss)
-    model(batch[0], *batch[2:])
+    model(*seen(batch))
     with pytest.raises(ValueError, match=r"must carry a gradient. Received: features of blocks.1 without.*use_reentrant=False"):
         align(*batch)
 
@@ -260,7 +261,7 @@ def test_autocast_reaches_the_teacher_also_outside_its_context(model, loss, batc
     align, dtypes = SelfAlignment(model, loss), []
     align.teacher.blocks[0].mlp.register_forward_hook(lambda m, a, out: dtypes.append(out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        model(batch[0], *batch[2:])
+        model(*seen(batch))
     term = align(*batch)
     assert dtypes == [torch.bfloat16]
     assert term.dtype == torch.float32
@@ -339,7 +340,7 @@ def test_mask_and_seed(model, loss, batch):
     u, masked = torch.rand(4), torch.tensor([True, True, False, False])
     values = []
     for mask in (None, masked, ~masked):
-        model(batch[0], *batch[2:])
+        model(*seen(batch))
         values.append(align(*batch, u=u, loss_mask=mask).item())
     np.testing.assert_allclose(values[0], (values[1] + values[2]) / 2, rtol=1e-6)
     align.detach()
@@ -350,10 +351,10 @@ def test_mask_and_seed(model, loss, batch):
 def test_a_sequential_is_its_own_block_list():
     model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(5)))
     align = SelfAlignment(model, selfalign.SRALoss(student_layer=2, teacher_layer=4), call=lambda m, x, t: m(x))
-    x0 = torch.randn(4, 5, 4)
-    model(x0)
+    x0, noise, t = torch.randn(4, 5, 4), torch.randn(4, 5, 4), torch.rand(4)
+    model(align.path.add_noise(x0, noise, t))
     assert align.taps == ["1", "3"]
-    assert align(x0, torch.randn_like(x0), torch.rand(4)).item() > 0
+    assert align(x0, noise, t).item() > 0
 
 
 def test_block_class_is_never_asked(loss, batch):
@@ -369,6 +370,6 @@ def test_block_class_is_never_asked(loss, batch):
 
     model = Odd()
     align = SelfAlignment(model, loss)
-    model(batch[0], *batch[2:])
+    model(*seen(batch))
     assert align(*batch).item() > 0
     assert isinstance(DiT().blocks[0], Block)

@@ -1,0 +1,79 @@
+"""Several processes: one projector on all of them, shards gathered for the teacher and given back, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from selfalign._checks import invalid
+
+from ._torch_ema import local
+
+
+def world() -> tuple[int, int]:
+    """(this process's rank, number of processes)."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile's and DDP's wrappers.
+
+    Raises:
+        ValueError: the model is wrapped by something that a second model beside it cannot live with.
+    """
+    kinds = {type(module).__name__ for module in model.modules()}
+    if "DeepSpeedEngine" in kinds or any(hasattr(p, "ds_id") for p in model.parameters()):
+        raise invalid("The model's weights must be there", f"{type(model).__name__}, partitioned by DeepSpeed",
+                      "Use PyTorch's FSDP2 (fully_shard) instead of ZeRO-3; with ZeRO-1 and 2 attach before "
+                      "deepspeed.initialize.")  # fmt: skip
+    if "FullyShardedDataParallel" in kinds:
+        raise invalid("The model must not be sharded by FSDP1", "FullyShardedDataParallel",
+                      "Use fully_shard (FSDP2): it leaves the model its modules and names.")  # fmt: skip
+    if any(hasattr(module, "set_reshard_after_forward") for module in model.modules()):
+        raise invalid("SelfAlignment must be built before the model is sharded", f"{type(model).__name__} after fully_shard",
+                      "Build it first, then apply fully_shard to the model and to align.teacher alike.")  # fmt: skip
+    while isinstance(inner := getattr(model, "_orig_mod", None) or _inside_ddp(model), nn.Module):
+        model = inner
+    return model
+
+
+def _inside_ddp(model: nn.Module) -> nn.Module | None:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) else None
+
+
+def reshard(module: Any) -> None:
+    """Give back what a forward that ended early has gathered (FSDP2)."""
+    for part in module.modules():
+        if hasattr(part, "set_reshard_after_forward"):
+            part.set_reshard_after_forward(True, recurse=False)  # a teacher has no backward to keep weights for
+            part.reshard()
+
+
+@torch.no_grad()
+def share(module: nn.Module) -> None:
+    """Give all processes the parameters of the first; what is sharded is left alone."""
+    if world()[1] > 1:
+        for p in module.parameters():
+            if local(p) is p:
+                distributed.broadcast(p, src=0)
+
+
+def average_gradients(module: nn.Module) -> None:
+    """From now on, average each gradient over all processes as soon as it is there.
+
+    The module stands beside the model, where DDP does not see it. Doing it twice changes nothing, nor does doing it for each
+    micro-batch: the mean over processes of a sum is the sum of the means.
+    """
+
+    def average(p: torch.Tensor) -> None:
+        count = world()[1]
+        if count > 1 and p.grad is not None and local(p) is p:
+            distributed.all_reduce(p.grad)
+            p.grad /= count
+
+    for p in module.parameters():
+        p.register_post_accumulate_grad_hook(average)
