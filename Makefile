@@ -5,7 +5,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 ONCE := --ignore tests/test_examples.py --ignore tests/test_packaging.py --ignore tests/test_docs.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo test test-numpy test-torch test-jax lint format bench wheel clean
+.PHONY: demo test test-numpy test-torch test-jax lint format models bench wheel clean
 
 demo: .venv/examples  ## Train a small SiT on the digits with and without SRA; ends with a table and a picture
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -30,6 +30,9 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+models: .venv/dev  ## Write docs/models.md: what works on which of diffusers' models, as the tests find it
+	KERAS_BACKEND=torch $(PYTEST) tests/adapters/torch/test_torch_families.py --write-models
+
 bench: .venv/dev  ## A step with SRA against a plain one and one written by hand, as ratios; in PyTorch, JAX and Keras
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 	$(BIN)/python benchmarks/bench_jax.py $(BENCH_JAX)
@@ -53,5 +56,5 @@ clean:
 .venv/dev: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing selfalign and its development tools into .venv (PyTorch, JAX: about 1 GB, once) ..."
 	$(INSTALL) --editable ".[dev]"
-	$(INSTALL) --no-deps keras-hub  # its dependencies would bring TensorFlow, which its diffusion models do not need
+	$(INSTALL) --no-deps keras-hub timm  # TensorFlow and torchvision would come with them, which nothing here needs
 	@touch $@ .venv/examples

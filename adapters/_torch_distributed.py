@@ -9,7 +9,10 @@ from torch import distributed, nn
 
 from selfalign._checks import invalid
 
-from ._torch_ema import local
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a sharded tensor; any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def world() -> tuple[int, int]:
@@ -25,11 +28,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model is wrapped by something that a second model beside it cannot live with.
     """
+    check_whole(model)
     kinds = {type(module).__name__ for module in model.modules()}
-    if "DeepSpeedEngine" in kinds or any(hasattr(p, "ds_id") for p in model.parameters()):
-        raise invalid("The model's weights must be there", f"{type(model).__name__}, partitioned by DeepSpeed",
-                      "Use PyTorch's FSDP2 (fully_shard) instead of ZeRO-3; with ZeRO-1 and 2 attach before "
-                      "deepspeed.initialize.")  # fmt: skip
     if "FullyShardedDataParallel" in kinds:
         raise invalid("The model must not be sharded by FSDP1", "FullyShardedDataParallel",
                       "Use fully_shard (FSDP2): it leaves the model its modules and names.")  # fmt: skip
@@ -41,15 +41,24 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def check_whole(model: nn.Module) -> None:
+    """Refuse weights that DeepSpeed has taken away: nothing can be copied or averaged then."""
+    if type(model).__name__ == "DeepSpeedEngine" or any(hasattr(p, "ds_id") for p in model.parameters()):
+        raise invalid("The model's weights must be there", f"{type(model).__name__}, partitioned by DeepSpeed",
+                      "Use PyTorch's FSDP2 (fully_shard) instead of ZeRO-3; with ZeRO-1 and 2 attach before "
+                      "deepspeed.initialize.")  # fmt: skip
+
+
 def _inside_ddp(model: nn.Module) -> nn.Module | None:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) else None
 
 
-def reshard(module: Any) -> None:
-    """Give back what a forward that ended early has gathered (FSDP2)."""
+def release(module: Any) -> None:
+    """Give back what a forward that ended early, or waits for its backward, has gathered (FSDP2)."""
     for part in module.modules():
-        if hasattr(part, "set_reshard_after_forward"):
-            part.set_reshard_after_forward(True, recurse=False)  # a teacher has no backward to keep weights for
+        if hasattr(part, "reshard"):
+            if not any(p.requires_grad for p in part.parameters()):
+                part.set_reshard_after_forward(True, recurse=False)  # without it, a forward amid keeps what it has
             part.reshard()
 
 

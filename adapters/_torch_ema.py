@@ -12,6 +12,8 @@ from torch import nn
 
 from selfalign._checks import invalid
 
+from ._torch_distributed import check_whole, local, release
+
 _HALF = (torch.float16, torch.bfloat16)
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_checkpoint_wrapped_module)\.")
 
@@ -92,6 +94,8 @@ class Teacher:
         if self.started or not self.owned:
             return
         self.started = True
+        check_whole(self.student)
+        release(self.student)  # its forward has run: a root that is sharded waits gathered for its backward
         if all(self.as_built.get(id(p), p._version) == p._version for _, p in self._own()):
             self._move(1.0)
 
@@ -145,11 +149,6 @@ class Teacher:
         self.started = True
         if self.owned:
             self._write_back()
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's part of a sharded tensor; any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def plain_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

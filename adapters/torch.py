@@ -17,7 +17,7 @@ from selfalign.paths import Path
 
 from ._torch_call import Call, Called
 from ._torch_condition import Condition
-from ._torch_distributed import average_gradients, reshard, share, unwrap, world
+from ._torch_distributed import average_gradients, release, share, unwrap, world
 from ._torch_ema import Teacher, check_same_tensors
 from ._torch_families import stream
 from ._torch_taps import Select, Tap, find_blocks, find_module, read_width, run_until, tokens_of
@@ -193,6 +193,7 @@ class SelfAlignment:
         """The EMA model, for sampling: whole, in eval mode, without gradient."""
         return self._ema.module
 
+    @torch.compiler.disable  # it looks at what has run; in a compiled step it stands between two graphs
     def __call__(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, *condition: Any, u: torch.Tensor | None = None,
                  loss_mask: torch.Tensor | None = None, **conditions: Any) -> torch.Tensor:  # fmt: skip
         """The weighted term for the student's last forward, a float32 scalar; call it once after each forward of the model.
@@ -252,7 +253,7 @@ class SelfAlignment:
             given = [*condition[0], *condition[1].values(), *called[0], *called[1].values()]
             reached = self._condition.run(forward, t, t_teacher, clean, given)
         finally:
-            reshard(self.teacher)
+            release(self.teacher)
             if mode:
                 self.teacher.train()
         block = self.teacher.get_submodule(self.taps[1])

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 
 import hypothesis
 import pytest
@@ -39,6 +40,33 @@ def pytest_collection_modifyitems(config, items):
     items[:] = here
     if elsewhere:
         config.hook.pytest_deselected(items=elsewhere)
+
+
+TABLE = "docs/models.md"
+CELL = re.compile(r"test_torch_families\.py::test_(\w+)\[(\w+)\]")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-models", action="store_true", help=f"write what test_torch_families.py found into {TABLE}")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """The table of models in the docs is the outcome of the tests that it names."""
+    if not config.getoption("--write-models"):
+        return
+    cells = {}
+    for outcome, mark in (("passed", "yes"), ("failed", "NO")):
+        for report in terminalreporter.stats.get(outcome, ()):
+            if found := CELL.search(report.nodeid):
+                cells.setdefault(found[2], {})[found[1]] = mark
+    columns = ["attach", "forward", "backward", "update", "compile", "checkpointing", "state_dict"]
+    file = config.rootpath / TABLE
+    head, _, rest = file.read_text().partition("<!-- table -->\n")
+    _, _, tail = rest.partition("<!-- end -->\n")
+    lines = [f"| model | {' | '.join(c.replace('_', ' ') for c in columns)} |", "| --- |" + " --- |" * len(columns)]
+    lines += [f"| `{name}` | {' | '.join(row[c] for c in columns)} |" for name, row in sorted(cells.items())]
+    file.write_text(f"{head}<!-- table -->\n" + "\n".join(lines) + f"\n<!-- end -->\n{tail}")
+    terminalreporter.write_line(f"{len(cells)} models written into {file}")
 
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=30, database=None)

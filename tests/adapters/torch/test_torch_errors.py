@@ -168,9 +168,7 @@ def test_wrong_times(loop, batch, t, message):
 
 def test_another_batch_than_the_students(loop, batch):
     loop.forward(*batch)
-    with pytest.raises(
-        ValueError, match=r"the x0, noise and t of align\(\). Received: not exactly one argument like x_t"
-    ):
+    with pytest.raises(ValueError, match=r"the x0, noise and t of align\(\). Received: not exactly one argument like x_t"):
         loop.align(*(part[:2] for part in batch))
     loop.step(batch)  # later, values are not looked at any more
     loop.forward(*batch)
@@ -184,7 +182,10 @@ def test_another_batch_than_the_students(loop, batch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"must hold one tensor \[B, N, D\], or .* Received: blocks.1: tuple of \(shape \(4, 5, 16\), shape \(4, 1, 16\)\)"),
+        (
+            {},
+            r"must hold one tensor \[B, N, D\], or .* Received: blocks.1: tuple of \(shape \(4, 5, 16\), shape \(4, 1, 16\)\)",
+        ),
         ({"select": lambda output: output}, r"must give tokens \[B, N, D\], or features .* Received: blocks.1: tuple of"),
         (
             {"select": lambda output: output[0].flatten(1)},
