@@ -14,7 +14,7 @@ from selfalign._checks import invalid
 
 from ._torch_distributed import check_whole, local, release
 
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_checkpoint_wrapped_module)\.")
 
 
@@ -54,7 +54,7 @@ class Teacher:
         self.module = copy.deepcopy(student, replaced).requires_grad_(False).eval()
         self.shared = set(frozen)
         for name, p in self._own():
-            if offload or p.dtype in _HALF:
+            if offload or p.dtype in HALF:
                 wide = torch.promote_types(p.dtype, torch.float32)
                 self.beside[name] = p.detach().to("cpu" if offload else p.device, wide, copy=True)
         self.as_built = {id(p): p._version for _, p in self._own()}
@@ -77,7 +77,7 @@ class Teacher:
                           "Pass a module, or an EMA of torch, ema-pytorch, timm or diffusers.")  # fmt: skip
         module = modules[0]
         check_same_tensors("teacher=", plain_names(module.state_dict()), plain_names(self.student.state_dict()))
-        half = next((name for name, p in module.named_parameters() if p.dtype in _HALF), None)
+        half = next((name for name, p in module.named_parameters() if p.dtype in HALF), None)
         if half is not None:
             raise invalid("An EMA must be kept in float32 at least: in half precision it never moves",
                           f"{half!r} in half precision", "Keep it in float32, or let SelfAlignment keep the EMA.")  # fmt: skip
@@ -123,8 +123,10 @@ class Teacher:
                               f"{name!r} {tuple(average.shape)} here, {tuple(source.shape)} in the model",
                               "Apply fully_shard to align.teacher in the same way.")  # fmt: skip
         moved = [s.to(a.device, a.dtype) for a, s in zip(averages, sources, strict=True)]
-        # lerp is the framework's own fused form of selfalign.ema_update; a test holds the two equal
-        torch._foreach_lerp_(averages, moved, share)
+        if share == 1.0:  # the average may never have had a value
+            torch._foreach_copy_(averages, moved)
+        else:  # the framework's own fused form of selfalign.ema_update; a test holds the two equal
+            torch._foreach_lerp_(averages, moved, share)
         self._write_back()
         buffers = dict(self.student.named_buffers())
         for name, mine in self.module.named_buffers():

@@ -163,7 +163,6 @@ class Tap(Hooks):
                           "Call detach() on the first one.")  # fmt: skip
         self.alive = True
         self.block, self.where, self.autocast = block, where, (False, torch.float32)
-        self.device = next((p.device.type for p in model.parameters()), "cpu")
         self.reached: Reached | None = None
         self.called: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.running, self.fired, self.forwards = False, 0, 0
@@ -184,7 +183,8 @@ class Tap(Hooks):
     def _record(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self.alive and self.running:
             self.reached, self.fired = reached_of(args, kwargs, output), self.fired + 1
-            self.autocast = (torch.is_autocast_enabled(self.device), torch.get_autocast_dtype(self.device))
+            device = next((p.device.type for p in module.parameters()), "cpu")
+            self.autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         self.running = False

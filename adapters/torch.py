@@ -18,7 +18,7 @@ from selfalign.paths import Path
 from ._torch_call import Call, Called
 from ._torch_condition import Condition
 from ._torch_distributed import average_gradients, release, share, unwrap, world
-from ._torch_ema import Teacher, check_same_tensors
+from ._torch_ema import HALF, Teacher, check_same_tensors
 from ._torch_families import stream
 from ._torch_taps import Select, Tap, find_blocks, find_module, read_width, run_until, tokens_of
 from ._torch_watch import Watch
@@ -43,8 +43,9 @@ class Projector(nn.Module):
     def __init__(self, width: int, generator: torch.Generator, like: torch.Tensor) -> None:
         super().__init__()
         draws = [torch.rand(shape, generator=generator) for shape in projector.draw_shapes(width)]
+        device = "cpu" if like.is_meta else like.device  # a model without weights yet gets them later; these are here now
         for name, value in projector.init_projector(*draws).items():
-            self.register_parameter(name, nn.Parameter(value.to(like.device, like.dtype)))
+            self.register_parameter(name, nn.Parameter(value.to(device, like.dtype)))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return projector.project(dict(self.named_parameters()), tokens)
@@ -57,23 +58,30 @@ class SelfAlignment:
     with less noise, up to its layer only, and returns the weighted term. `update()` after each optimizer step moves the EMA.
 
     Args:
-        model: the diffusion transformer being trained, already on its device and in its dtype. Nothing in it is changed.
+        model: the diffusion transformer being trained, on its device and in its dtype. Nothing in it is changed. What is frozen
+            in it is shared with the teacher, not copied (LoRA). Wrap it in DDP, or shard it, afterwards.
         loss: the settings; `loss.decay` is the EMA's.
-        blocks: path of the block list, where there is not exactly one list of alike blocks.
-        student, teacher: paths of the two tapped modules, instead of the layers in `loss`. `teacher` also accepts a module: an
-            EMA of the model that you keep up to date yourself; `update()` then only counts steps.
-        width: feature width D of the tapped blocks, where it cannot be read from the student's block.
-        example: instead of width, inputs for a dry run that finds it, as for `call`: (x, t, *condition).
+        blocks: path of the block list, or of several that run in a row, where the model does not tell.
+        student, teacher: paths of the two tapped modules, instead of the layers in `loss`. `teacher` also accepts an EMA that
+            you keep up to date yourself (a module; torch's AveragedModel; ema-pytorch's, timm's or diffusers' EMA);
+            `update()` then only counts steps.
+        width: feature width D of the tapped blocks, where it cannot be read from the model.
+        example: instead of width, inputs for a dry run that finds it: (x, t, *condition), or a dict of the model's arguments.
         select: takes the tokens [B, N, D] out of a block's output, where that is not one tensor.
-        call: how to call the model, (module, x, t, *condition, **condition) -> anything; default module(x, t, ...).
+        call: how to call the model, (module, x, t, *condition, **condition) -> anything. Default: as the student was called,
+            with another sample and another time in their places.
         seed: of the projector's initial values and of the gaps, default torch.initial_seed(). Both have generators of their
             own: the global random stream is the same with and without SRA.
-        check_condition: try out, before the first term, that student and teacher see the same condition.
+        truncate: do without the blocks after the teacher's layer. Saves their memory; one cannot sample from `teacher` then.
+        offload: keep float32 averages in CPU memory, and on the model's device only the teacher's copy in the model's dtype.
+        check_condition: before the first term, see that student and teacher are called alike, and that what the model drops of
+            its condition in training is dropped on both sides.
         check_finite: look at all features in every step (a host sync) and raise where one is not finite.
         log_metrics: keep `loss.metrics` of each call in `metrics`, scalars on the device (no host sync).
 
     Raises:
-        ValueError: layers, paths or width that do not fit the model, a model already attached.
+        ValueError: layers, paths or width that do not fit the model, a model already attached or already sharded, an EMA with
+            other tensors or in half precision.
         TypeError: Keras runs on another backend than torch.
 
     Example:
@@ -123,7 +131,7 @@ class SelfAlignment:
         self.model, self.loss, self.select, self.call = unwrap(model), loss, select, call
         self.check_finite, self.log_metrics = check_finite, log_metrics
         self.metrics: dict[str, torch.Tensor] = {}
-        self.step, self._calls = 0, 0  # optimizer steps done, and calls since the last
+        self.step, self._terms = 0, 0  # optimizer steps done, and terms since the last
         self._seed = torch.initial_seed() if seed is None else seed
 
         path, given = (teacher, None) if isinstance(teacher, str) else (None, teacher)
@@ -190,7 +198,7 @@ class SelfAlignment:
 
     @property
     def teacher(self) -> nn.Module:
-        """The EMA model, for sampling: whole, in eval mode, without gradient."""
+        """The EMA model, for sampling: in eval mode, without gradient; what is frozen in the model is the model's own."""
         return self._ema.module
 
     @torch.compiler.disable  # it looks at what has run; in a compiled step it stands between two graphs
@@ -202,23 +210,28 @@ class SelfAlignment:
             x0: clean samples [B, ...], the ones the student saw noised.
             noise: the same noise as the student's.
             t: the student's times [B].
-            *condition, **conditions: what else the model was called with, after classifier-free dropout.
-            u: draws for the gap, uniform in [0, 1), [B]; drawn from the object's own generator unless given.
+            *condition, **conditions: what else the model was called with, after classifier-free dropout. Without `call=` it may
+                be left out: the student's own is repeated.
+            u: draws for the gap, uniform in [0, 1), [B]. Unless given, drawn from seed, step and rank; give them where several
+                processes work on one sample (tensor parallelism).
             loss_mask: booleans or weights over samples [B] or tokens [B, N].
 
         Raises:
-            ValueError: no forward before it, features without gradient, times outside the path, shapes that differ, a
-                condition that differs between the sides; with check_finite=True, features that are not finite.
+            ValueError: no forward before it, features without gradient, times outside the path, shapes that differ, a time or
+                condition that differs between the sides; with check_finite=True, features that are not finite. Another
+                sample than the student's is a warning.
 
         Example: see the class.
         """
         tap = self._attached()
-        if self.step == 0 and self._calls == 0:
+        if self.step == 0 and self._terms == 0 and torch.is_grad_enabled():  # a validation may run on one process alone
             share(self.projector)
-        called = tap.called
+        called, (enabled, dtype) = tap.called, tap.autocast
         select = self.select or stream(self.model, tap.block, x0, called[1])
         student = tap.take(select)
-        with torch.autocast(student.device.type, dtype=tap.autocast[1], enabled=tap.autocast[0]):
+        if not self._ema.owned and student.dtype in HALF:  # the user's EMA is float32, what the student was called with is not
+            enabled, dtype = True, student.dtype
+        with torch.autocast(student.device.type, dtype=dtype, enabled=enabled):
             tokens = self._teacher_tokens(x0, noise, t, u, called, (condition, conditions))
             projected = self.projector(student)
             if self.check_finite or self.log_metrics:
@@ -227,7 +240,7 @@ class SelfAlignment:
                 self._check_finite()
             term = self.loss(projected, tokens, step=self.step, mask=loss_mask)
         self._watch.note_align()
-        self._calls += 1
+        self._terms += 1
         return term
 
     @torch.no_grad()
@@ -235,7 +248,7 @@ class SelfAlignment:
         if self.step == 0:  # on a GPU in the first step only: it waits for the device
             check_time(self.path, t.cpu() if isinstance(t, torch.Tensor) else t)
         if u is None:  # other gaps in each process; the same in a resumed run, also with another number of processes
-            generator = torch.Generator(t.device).manual_seed(self._drawn("gap", self.step, self._calls, world()[0]))
+            generator = torch.Generator(t.device).manual_seed(self._drawn("gap", self.step, self._terms, world()[0]))
             u = torch.rand(t.shape, generator=generator, device=t.device)
         t_teacher = self.loss.teacher_time(t, u)
         x_teacher = self.path.add_noise(x0, noise, t_teacher)
@@ -286,7 +299,7 @@ class SelfAlignment:
         if self._watch.sees_step():
             self._ema.update(float(self.loss.decay_at(self.step)))
             self.step += 1
-            self._calls = 0
+            self._terms = 0
         self._watch.stepped()
 
     def state_dict(self) -> dict[str, Any]:
@@ -333,7 +346,7 @@ class SelfAlignment:
             check_same_tensors(f"The state's {name}", state[name], mine[name])
         self.projector.load_state_dict(state["projector"])
         self._ema.load_state_dict(state["teacher"])
-        self._seed, self.step, self._calls = int(state["seed"]), int(state["step"]), 0
+        self._seed, self.step, self._terms = int(state["seed"]), int(state["step"]), 0
         self._watch.stepped()
 
     def detach(self) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from dit_models import DiT, make_batch, seen
+from dit_models import DiT, build_diffusers_dit, make_batch, seen
 from torch import distributed
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -81,7 +82,7 @@ def ddp(rank, folder, weight=0.5):
     gathered = [torch.empty(4) for _ in range(2)]
     distributed.all_gather(gathered, draws[0])
     assert not torch.equal(*gathered)  # gaps of their own
-    align._calls = 0
+    align._terms = 0
     train(model, align, range(3), rank, wrapped)
     train(plain, expected, range(3))
     for mine, theirs in ((model, plain), (align.teacher, expected.teacher), (align.projector, expected.projector)):
@@ -138,6 +139,39 @@ def fsdp(rank, folder):
     same_everywhere(align.projector.parameters())
 
 
+def fsdp_meta(rank, folder):
+    """Weights that come after sharding."""
+    with torch.device("meta"):
+        model = DiT()
+    align = SelfAlignment(model, LOSS, seed=7)
+    for part in (model, align.teacher):
+        shard(part)
+        part.to_empty(device="cpu")
+    plain, expected = single()
+    set_model_state_dict(model, plain.state_dict(), options=StateDictOptions(full_state_dict=True))
+    train(model, align, range(3), rank)
+    train(plain, expected, range(3))
+    close(align.teacher.parameters(), expected.teacher.parameters())
+    close(align.projector.parameters(), expected.projector.parameters())
+
+
+def fsdp_diffusers(rank, folder):
+    """A model of others', which drops labels inside; its blocks call into each other, so that it is sharded as a whole."""
+    torch.manual_seed(0)
+    model = build_diffusers_dit()
+    align = SelfAlignment(model, LOSS)
+    fully_shard(model), fully_shard(align.teacher)
+    x0, noise, t, y = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.rand(4), torch.randint(0, 1000, (4,))
+    optimizer = torch.optim.SGD([*model.parameters(), *align.projector.parameters()], lr=0.1)
+    for _ in range(2):
+        prediction = model(LOSS.path.add_noise(x0, noise, t), 1000 * t, y, return_dict=False)[0]
+        (prediction.square().mean() + align(x0, noise, t)).backward()
+        optimizer.step()
+        align.update()
+        assert all(hasattr(p, "to_local") for p in align.teacher.parameters())
+    same_everywhere(align.teacher.parameters())
+
+
 def fsdp_compiled(rank, folder):
     model, align = sharded()
     train(model, align, range(3), rank, torch.compile(model, backend="aot_eager"))
@@ -189,6 +223,8 @@ SCENARIOS = {
     "accelerate": accelerate,
     "fsdp": fsdp,
     "fsdp-compiled": fsdp_compiled,
+    "fsdp-diffusers": fsdp_diffusers,
+    "fsdp-meta": fsdp_meta,
     "fsdp-resumed": fsdp_resumed,
     "forgotten": forgotten,
 }

@@ -21,6 +21,25 @@ from dit_models import DiT, make_batch
 model = DiT()
 loader = [make_batch()[::3] for _ in range(3)]
 """
+DOCS_TORCH = (
+    README_TORCH
+    + """
+import selfalign
+from selfalign.adapters.torch import SelfAlignment
+from torch.distributed.fsdp import fully_shard
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+loss, blocks = selfalign.SRALoss(student_layer=0.25, teacher_layer=0.7), []
+"""
+)
+AFRESH = "'align' in globals() and align.detach()\n"  # each block attaches for itself
+DOCS_TORCH_RAN = """
+assert blocks == [3, 0, 0, 0]
+x0, noise, t, y = make_batch()
+model(align.path.add_noise(x0, noise, t), t, y)
+align(x0, noise, t).backward()
+assert all(hasattr(p, "to_local") for p in align.teacher.parameters())
+torch.distributed.destroy_process_group()
+"""
 README_JAX = """
 import jax
 from jax_models import forward as model, make_batch, make_params
@@ -81,6 +100,11 @@ RUNS = {
         [block + NOTE for block in blocks("docs/jax.md")],
         "assert len(terms) == 7 and len({float(term) for term in terms[1:5]}) == 4, terms\n"
         "assert set(shapes) == {(8, 5, 16)} and 0 < value < 1",
+    ),
+    "docs/torch.md": (
+        DOCS_TORCH,
+        [AFRESH + block + "\nblocks.append(align.step)" for block in blocks("docs/torch.md")],
+        DOCS_TORCH_RAN,
     ),
     "docs/keras.md": (
         DOCS_KERAS,

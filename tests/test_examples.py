@@ -18,6 +18,7 @@ TRAINING = {
     "jax_nnx_sit.py": "checkpoint",
     "jax_linen_dit.py": "checkpoint.msgpack",
     "jax_equinox_sit.py": "checkpoint.eqx",
+    "torch_diffusers_dit.py": "checkpoint.pt",
 }
 METRICS = (
     "Linear probe, block 1 (student's)",
@@ -280,6 +281,98 @@ def test_a_killed_run_resumed_equals_the_uninterrupted_one_bit_for_bit(tmp_path:
     succeed(tmp_path, example, "--short", "--steps", step + 9, "--out", "killed", "--resume")
     succeed(tmp_path, example, "--short", "--steps", step + 9, "--out", "whole")
     assert f"step {step + 9} " in succeed(tmp_path, "-c", SAME, f"whole/{checkpoint}", f"killed/{checkpoint}")
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")  # for as many processes as follow
+LIGHTNING = ("-W", "ignore:`isinstance(treespec, LeafSpec)` is deprecated", "-W", "ignore:Checkpoint directory",
+             "-W", "ignore:The 'train_dataloader' does not have many workers")  # fmt: skip
+SAME_LIGHTNING = """
+for name in ("state_dict", "optimizer_states", "align", "settings", "global_step"):  # beside Lightning's counters of epochs
+    compare(first[name], second[name], name)
+assert not any("teacher" in name for name in first["state_dict"])
+assert any("projector" in name for name in first["state_dict"])
+print("step", first["align"]["step"])
+"""
+SAME_LIGHTNING = SAME.partition("compare(first, second")[0] + SAME_LIGHTNING
+
+
+@pytest.fixture
+def children_in_cpu_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torchrun starts knows nothing of -W; and there may be fewer GPUs than processes."""
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+@pytest.mark.usefixtures("children_in_cpu_processes")
+def test_ddp_resumes_bit_for_bit(tmp_path: Path) -> None:
+    example = (*TORCHRUN, 2, EXAMPLES / "torch_ddp.py", "--short")
+    text = succeed(tmp_path, *example, "--steps", 12, "--out", "whole")
+    assert text.count("step 12: denoising") == text.count("samples.png") == 1  # the first process speaks for all
+    check_picture(tmp_path / "whole" / "samples.png", (500, 500))
+    succeed(tmp_path, *example, "--steps", 5, "--out", "halves")
+    succeed(tmp_path, *example, "--steps", 12, "--out", "halves", "--resume")
+    same_checkpoint(tmp_path, "whole/checkpoint.pt", "halves/checkpoint.pt")
+    assert (tmp_path / "whole" / "samples.png").read_bytes() == (tmp_path / "halves" / "samples.png").read_bytes()
+
+
+@pytest.mark.usefixtures("children_in_cpu_processes")
+@pytest.mark.parametrize(
+    ("processes", "arguments", "text"),
+    [
+        (0, [], "torchrun starts the processes. Received: plain python."),
+        (1, ["--batch-size", "32", "--resume"], "--resume needs a checkpoint"),
+        (3, ["--batch-size", "32"], "equal shares of a batch. Received: --batch-size 32 for 3 processes"),
+    ],
+)
+def test_ddp_refuses_in_a_sentence(tmp_path: Path, processes: int, arguments: list[str], text: str) -> None:
+    done = run(tmp_path, *((*TORCHRUN, processes) if processes else ()), EXAMPLES / "torch_ddp.py", "--short", *arguments)
+    assert done.returncode != 0
+    assert text in done.stderr
+
+
+def test_accelerate_resumes_with_accumulation_in_bfloat16(tmp_path: Path) -> None:
+    example = (EXAMPLES / "torch_accelerate.py", "--short", "--accumulate", 2, "--mixed-precision", "bf16")
+    succeed(tmp_path, *example, "--steps", 8, "--out", "whole")
+    check_picture(tmp_path / "whole" / "samples.png", (500, 500))
+    succeed(tmp_path, *example, "--steps", 3, "--out", "halves")
+    succeed(tmp_path, *example, "--steps", 8, "--out", "halves", "--resume")
+    step = "import sys, torch; print(torch.load(sys.argv[1], weights_only=True)['step'])"
+    assert succeed(tmp_path, "-c", step, "whole/checkpoint/custom_checkpoint_0.pkl") == "8\n"  # EMA: not per micro-batch
+    for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "run.json"):
+        first, second = ((tmp_path / folder / "checkpoint" / name).read_bytes() for folder in ("whole", "halves"))
+        assert first == second, name
+    assert sorted(file.name for file in (tmp_path / "halves").iterdir()) == ["checkpoint", "samples.png"]
+
+
+@pytest.mark.usefixtures("children_in_cpu_processes")
+def test_accelerate_runs_in_several_processes_and_without_sra(tmp_path: Path) -> None:
+    example = (EXAMPLES / "torch_accelerate.py", "--short", "--steps", 4)
+    succeed(tmp_path, *TORCHRUN, 2, *example, "--accumulate", 2, "--out", "two")
+    check_picture(tmp_path / "two" / "samples.png", (500, 500))
+    other = run(tmp_path, *example, "--accumulate", 2, "--out", "two", "--resume")
+    assert "others than processes=2 in the checkpoint" in other.stderr
+    assert "SRA 0.000" in succeed(tmp_path, *example, "--no-sra", "--guidance", 1.5)
+
+
+def test_lightning_resumes_bit_for_bit(tmp_path: Path) -> None:
+    example = (*LIGHTNING, EXAMPLES / "lightning_sit.py", "--short", "--accumulate", 2)
+    succeed(tmp_path, *example, "--steps", 8, "--out", "whole")
+    check_picture(tmp_path / "whole" / "samples.png", (500, 500))
+    succeed(tmp_path, *example, "--steps", 3, "--out", "halves")
+    succeed(tmp_path, *example, "--steps", 8, "--out", "halves", "--resume")
+    files = ("whole/checkpoint.ckpt", "halves/checkpoint.ckpt")
+    assert succeed(tmp_path, "-c", SAME_LIGHTNING, *files) == "step 8\n"  # of the teacher: not per micro-batch
+    assert (tmp_path / "whole" / "samples.png").read_bytes() == (tmp_path / "halves" / "samples.png").read_bytes()
+
+
+def test_lightning_runs_without_sra_and_refuses_other_settings(tmp_path: Path) -> None:
+    example = (*LIGHTNING, EXAMPLES / "lightning_sit.py", "--short")
+    succeed(tmp_path, *example, "--steps", 4, "--no-sra", "--guidance", 1.5, "--out", "plain")
+    check_picture(tmp_path / "plain" / "samples.png", (500, 500))
+    other = run(tmp_path, *example, "--out", "plain", "--resume")
+    assert "resumed with the settings it began with. Received: others than sra=False" in other.stderr
+    assert "Traceback" not in other.stderr
 
 
 def wait_for(file: Path, process: subprocess.Popen) -> Path:

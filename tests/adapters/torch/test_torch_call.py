@@ -140,9 +140,7 @@ def test_a_function_that_calls_otherwise_than_the_student_was(batch):
             align(x0, noise, t, y)
     with SelfAlignment(model, loss, call=lambda m, x, t, y: m(x, 1000 * t, y)) as align:
         model(x_t, 1000 * t, y, {"text": [torch.ones(4)]})
-        with pytest.raises(
-            ValueError, match=r"Received: prompt\['text'\]\[0\]: shape \(4,\) \[1, 1, 1, ...\] for the student, nothing"
-        ):
+        with pytest.raises(ValueError, match=r"Received: prompt\['text'\]\[0\]: shape \(4,\) .* for the student, nothing"):
             align(x0, noise, t, y)
     with SelfAlignment(model, loss, call=lambda m, x, t, y: m(x, 1000 * t, y), check_condition=False) as align:
         model(x_t, 1000 * t, y, torch.ones(4))
@@ -174,8 +172,8 @@ def test_features_on_a_grid_of_a_unet_of_diffusers():
     from diffusers import UNet2DModel
 
     torch.manual_seed(0)
-    model = UNet2DModel(sample_size=8, in_channels=3, out_channels=3, block_out_channels=(16, 32), norm_num_groups=8,
-                        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))  # fmt: skip
+    down, up = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
+    model = UNet2DModel(sample_size=8, block_out_channels=(16, 32), norm_num_groups=8, down_block_types=down, up_block_types=up)
     x0, noise, t = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.randint(0, 1000, (2,))
     loss = selfalign.SRALoss(**LOSS, path="discrete")
     taps = {"student": "down_blocks.0.resnets.1", "teacher": "up_blocks.1.resnets.0"}

@@ -23,7 +23,7 @@ def run(scenarios: str, folder: Path, processes: int = 2) -> None:
     assert done.stdout.count("ok") == processes, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("scenarios", ["ddp,ddp-weight-0,accelerate", "fsdp-compiled,forgotten"])
+@pytest.mark.parametrize("scenarios", ["ddp,ddp-weight-0,accelerate", "fsdp-compiled,fsdp-meta,fsdp-diffusers,forgotten"])
 def test_two_processes_equal_one(scenarios, tmp_path):
     run(scenarios, tmp_path)
 

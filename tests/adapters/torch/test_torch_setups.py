@@ -345,6 +345,20 @@ def test_diffusers_ema_is_followed_after_it_was_loaded(loss, batch):
     assert_close(align.teacher.parameters(), average.shadow_params)
 
 
+def test_a_float32_ema_beside_a_half_precision_model(loss):
+    model = DiT()
+    average = copy.deepcopy(model)
+    batch = make_batch()
+    expected = align_term(model, SelfAlignment(model, loss, teacher=average, seed=1), batch)
+    half = copy.deepcopy(model).bfloat16()
+    x0, noise, t, y = batch
+    align = SelfAlignment(half, loss, teacher=average, seed=1)
+    half(*seen((x0.bfloat16(), noise.bfloat16(), t, y)))
+    term = align(x0.bfloat16(), noise.bfloat16(), t, u=torch.full((4,), 0.5))
+    torch.testing.assert_close(term, expected, rtol=0.05, atol=0.02)
+    term.backward()
+
+
 def test_names_behind_wrappers_are_matched(loss, batch):
     model = DiT()
     average = AveragedModel(torch.compile(model, backend="eager"))
