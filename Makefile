@@ -56,5 +56,6 @@ clean:
 .venv/dev: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing selfalign and its development tools into .venv (PyTorch, JAX: about 1 GB, once) ..."
 	$(INSTALL) --editable ".[dev]"
-	$(INSTALL) --no-deps keras-hub timm  # TensorFlow and torchvision would come with them, which nothing here needs
+	$(INSTALL) --no-deps keras-hub  # its dependencies would bring TensorFlow, which its diffusion models do not need
+	$(INSTALL) --no-deps --upgrade --target .venv/apart timm  # whole, it needs torchvision; others would try to import it
 	@touch $@ .venv/examples

@@ -95,6 +95,9 @@ class Teacher:
             return
         self.started = True
         check_whole(self.student)
+        device = next((p.device for p in self.student.parameters()), None)
+        if any(p.device != device for _, p in self._own()):  # the model was moved after the teacher was made
+            self.module.to(device)
         release(self.student)  # its forward has run: a root that is sharded waits gathered for its backward
         if all(self.as_built.get(id(p), p._version) == p._version for _, p in self._own()):
             self._move(1.0)

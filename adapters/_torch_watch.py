@@ -63,4 +63,5 @@ class Watch:
                 "Hand its parameters to the optimizer, [*model.parameters(), *align.projector.parameters()], and add the term "
                 "to the loss before backward().",
             )
-        return bool(model or projector) or not torch.equal(self.projected, self._smallest())
+        smallest = self._smallest()
+        return bool(model or projector) or not torch.equal(self.projected.to(smallest.device), smallest)

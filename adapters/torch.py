@@ -58,7 +58,7 @@ class SelfAlignment:
     with less noise, up to its layer only, and returns the weighted term. `update()` after each optimizer step moves the EMA.
 
     Args:
-        model: the diffusion transformer being trained, on its device and in its dtype. Nothing in it is changed. What is frozen
+        model: the diffusion transformer being trained, in its dtype. Nothing in it is changed. What is frozen
             in it is shared with the teacher, not copied (LoRA). Wrap it in DDP, or shard it, afterwards.
         loss: the settings; `loss.decay` is the EMA's.
         blocks: path of the block list, or of several that run in a row, where the model does not tell.
@@ -225,6 +225,7 @@ class SelfAlignment:
         """
         tap = self._attached()
         if self.step == 0 and self._terms == 0 and torch.is_grad_enabled():  # a validation may run on one process alone
+            self.projector.to(next(tap.block.parameters(), x0).device)  # the model may have been moved
             share(self.projector)
         called, (enabled, dtype) = tap.called, tap.autocast
         select = self.select or stream(self.model, tap.block, x0, called[1])
@@ -340,7 +341,7 @@ class SelfAlignment:
         differing = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
         if differing:
             raise invalid("The state must come from the same settings",
-                          ", ".join(f"{name} {theirs.get(name)!r} instead of {ours.get(name)!r}" for name in differing),
+                          ", ".join(f"{name} {theirs.get(name)!r:.80} instead of {ours.get(name)!r:.80}" for name in differing),
                           "Build the loss with the settings that were saved, or start afresh.")  # fmt: skip
         for name in ("projector", "teacher"):
             check_same_tensors(f"The state's {name}", state[name], mine[name])

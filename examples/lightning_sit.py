@@ -146,7 +146,7 @@ def main(settings: argparse.Namespace) -> None:
         accelerator="gpu" if torch.cuda.is_available() else "cpu", devices=settings.devices, callbacks=[saving],
         logger=False, enable_model_summary=False, use_distributed_sampler=False)  # Batches does that  # fmt: skip
     loader = DataLoader(TensorDataset(*tensors(run.data.images, run.data.labels)), batch_sampler=Batches(run, trainer))
-    trainer.fit(run.module, loader, ckpt_path=checkpoint if settings.resume else None, weights_only=True)
+    trainer.fit(run.module, loader, ckpt_path=checkpoint if settings.resume else None)
     if trainer.global_step < settings.steps:
         raise SystemExit(f"Stopped at step {trainer.global_step}; with --resume, it continues from the last checkpoint.")
     trainer.save_checkpoint(checkpoint, weights_only=False)

@@ -51,8 +51,8 @@ class Run(common.Run):
         loss = selfalign.SRALoss(student_layer=settings.student_layer, teacher_layer=settings.teacher_layer, path=PATH,
                                  max_gap=settings.max_gap, weight=settings.weight,
                                  decay=selfalign.schedules.DecayWarmup(settings.decay))  # SRA  # fmt: skip
-        # SRA: built on the bare model, before prepare(). The projector needs no prepare(): it runs in SRA's term only, under the
-        # autocast that the model ran in, and its gradients are averaged over the processes by the object itself
+        # SRA: built on the bare model, before prepare(). The projector needs no prepare(): it runs in SRA's term only, under
+        # the autocast that the model ran in, and its gradients are averaged over the processes by the object itself
         self.align = SelfAlignment(model, loss)  # SRA; with --no-sra it keeps the EMA and nothing else
         self.parameters = [*model.parameters(), *self.align.projector.parameters()]  # SRA: the projector
         optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=0.0)

@@ -60,7 +60,7 @@ for (path, a), (other, b) in zip(first, second, strict=True):
     assert path == other and np.array_equal(a, b), path
 print(len(first))
 """
-PAIRED_JAX = """
+PAIRED_ARMS = """
 import sys, importlib
 sys.path.insert(0, sys.argv[1])
 import common
@@ -238,11 +238,11 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("script", list(TRAINING)[1:])
-def test_jax_examples_train_without_sra_and_guide(tmp_path: Path, script: str) -> None:
+def test_examples_train_without_sra_and_guide(tmp_path: Path, script: str) -> None:
     """The arm to compare with starts alike: SRA's draws are its own, and the denoising loss of the first step is the same."""
     succeed(tmp_path, EXAMPLES / script, "--short", "--steps", 3, "--no-sra", "--guidance", 1.5)
     check_picture(tmp_path / "runs" / script.removesuffix(".py") / "samples.png", (500, 500))
-    assert succeed(tmp_path, "-c", PAIRED_JAX, EXAMPLES, script.removesuffix(".py")) == "paired\n"
+    assert succeed(tmp_path, "-c", PAIRED_ARMS, EXAMPLES, script.removesuffix(".py")) == "paired\n"
 
 
 def test_both_arms_share_weights_batches_and_noise_and_the_plain_arm_resumes(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import gc
 import importlib.util
+import sys
 import weakref
 from pathlib import Path
 
@@ -230,6 +231,19 @@ def test_lightning_gives_the_plain_loops_weights(twins, accumulate, tmp_path):
     assert_close(align.projector.parameters(), expected.projector.parameters(), rtol=0, atol=0)
 
 
+def test_teacher_and_projector_follow_a_model_that_moves_after_attaching(loss, batch):
+    """As a trainer moves what was built on the CPU; "meta" stands for its device."""
+    model = DiT()
+    align = SelfAlignment(model, loss)
+    align._ema.student = copy.deepcopy(model).to("meta")
+    align._ema.start()
+    assert {p.device.type for p in align.teacher.parameters()} == {"meta"}
+    align.projector.to("meta")
+    model(*seen(batch))
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # on its way back to the model
+        align(*batch)
+
+
 # ----------------------------------------------------------------------------- teachers
 
 
@@ -274,8 +288,8 @@ def build_ema_pytorch(model):
 
 def build_timm(model):
     """timm cannot be imported without torchvision; its EMA's own file needs neither."""
-    root = Path(importlib.util.find_spec("timm").origin).parent
-    spec = importlib.util.spec_from_file_location("timm_model_ema", root / "utils" / "model_ema.py")
+    file = Path(sys.prefix) / "apart" / "timm" / "utils" / "model_ema.py"
+    spec = importlib.util.spec_from_file_location("timm_model_ema", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     average = module.ModelEmaV3(model, decay=0.5)
