@@ -66,7 +66,7 @@ def stream(model: nn.Module, block: nn.Module, x0: torch.Tensor, condition: dict
         x0: the sample, packed [B, N, C], or [B, C, N], or [B, C, H, W].
         condition: what else the model was called with, by name.
     """
-    base, kind = in_diffusers(model), type(block).__name__
+    base, kind = in_diffusers(model), _kind(block)
     if base is None:
         return None
     joined = kind.startswith((*_BEHIND_TEXT, *_BEFORE_TEXT))
@@ -77,15 +77,22 @@ def stream(model: nn.Module, block: nn.Module, x0: torch.Tensor, condition: dict
     def select(output: Any) -> Any:
         if isinstance(output, (tuple, list)):
             return output[place]
-        return _without_text(output, kind, _count(base, x0), condition) if joined else output
+        return _without_text(output, kind, _count(base, kind, x0), condition) if joined else output
 
     return select
 
 
-def _count(model: Any, x0: torch.Tensor) -> int:
+def _kind(block: Any) -> str:
+    """The name of diffusers' class of a block, whatever compiles, checkpoints, shards or inherits from it."""
+    for wrapped in ("_orig_mod", "_checkpoint_wrapped_module"):
+        block = getattr(block, wrapped, block)
+    return next((kind.__name__ for kind in type(block).__mro__ if kind.__module__.startswith("diffusers.")), "")
+
+
+def _count(model: Any, kind: str, x0: torch.Tensor) -> int:
     """Tokens of a sample."""
     if x0.ndim == 3:
-        return x0.shape[2] if type(model).__name__.startswith("StableAudio") else x0.shape[1]
+        return x0.shape[2] if kind.startswith("StableAudio") else x0.shape[1]
     return math.prod(x0.shape[2:]) // getattr(model.config, "patch_size", 1) ** 2
 
 

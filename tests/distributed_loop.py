@@ -1,5 +1,6 @@
 """One process of a distributed run: `torchrun distributed_loop.py SCENARIOS FOLDER`. Fails where numbers differ."""
 
+import copy
 import functools
 import sys
 import warnings
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from dit_models import DiT, build_diffusers_dit, make_batch, seen
+from diffusers_models import FAMILIES
+from dit_models import DiT, make_batch, seen
 from torch import distributed
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -156,20 +158,35 @@ def fsdp_meta(rank, folder):
 
 
 def fsdp_diffusers(rank, folder):
-    """A model of others', which drops labels inside; its blocks call into each other, so that it is sharded as a whole."""
-    torch.manual_seed(0)
-    model = build_diffusers_dit()
-    align = SelfAlignment(model, LOSS)
-    fully_shard(model), fully_shard(align.teacher)
-    x0, noise, t, y = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.rand(4), torch.randint(0, 1000, (4,))
-    optimizer = torch.optim.SGD([*model.parameters(), *align.projector.parameters()], lr=0.1)
-    for _ in range(2):
-        prediction = model(LOSS.path.add_noise(x0, noise, t), 1000 * t, y, return_dict=False)[0]
-        (prediction.square().mean() + align(x0, noise, t)).backward()
-        optimizer.step()
-        align.update()
-        assert all(hasattr(p, "to_local") for p in align.teacher.parameters())
-    same_everywhere(align.teacher.parameters())
+    """DiT drops labels inside, and its blocks call into each other: sharded as a whole. Flux2's tokens stand behind text."""
+    for name, lists in {"DiTTransformer2DModel": [], "Flux2Transformer2DModel": ["", "single_"]}.items():
+        torch.manual_seed(0)
+        family = FAMILIES[name]
+        model, (x0, condition) = family.build(), family.batch(4)
+        loss = selfalign.SRALoss(student_layer=2, teacher_layer=5)
+        twin = copy.deepcopy(model)
+        align, expected = SelfAlignment(model, loss, seed=7), SelfAlignment(twin, loss, seed=7)
+        for part in (model, align.teacher):
+            for which in lists:
+                for block in getattr(part, f"{which}transformer_blocks"):
+                    fully_shard(block)
+            fully_shard(part)
+        noise, t, u = torch.randn_like(x0), torch.rand(4), torch.rand(4)
+        optimizer = torch.optim.SGD([*model.parameters(), *align.projector.parameters()], lr=0.1)
+        for step in range(2):
+            inputs = {"hidden_states": loss.path.add_noise(x0, noise, t), "timestep": t, "return_dict": False, **condition}
+            torch.manual_seed(step)  # the same dropped labels
+            prediction = model(**inputs)[0]
+            term = align(x0, noise, t, u=u)
+            if step == 0:
+                torch.manual_seed(step)
+                twin(**inputs)
+                torch.testing.assert_close(term, expected(x0, noise, t, u=u), rtol=1e-4, atol=1e-5)
+            (prediction.square().mean() + term).backward()
+            optimizer.step()
+            align.update()
+            assert all(hasattr(p, "to_local") for p in align.teacher.parameters())
+        same_everywhere(align.teacher.parameters())
 
 
 def fsdp_compiled(rank, folder):

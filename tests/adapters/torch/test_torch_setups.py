@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers_models import FAMILIES
 from dit_models import DiT, make_batch, seen
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
+from selfalign import SRALoss
 from selfalign.adapters.torch import SelfAlignment
 
 
@@ -272,6 +274,42 @@ def test_lora_student_of_peft_shares_its_base(batch, loss):
     optimizer.step()
     with pytest.raises(ValueError, match=r"frozen when SelfAlignment was built must stay frozen.*which trains now.*unfreezing"):
         align.update()
+
+
+def test_lora_by_peft_and_by_diffusers_own_adapters_on_flux():
+    """Wrapped by PEFT, and with layers replaced inside the model: streams and lists are found either way."""
+    import peft
+
+    family = FAMILIES["FluxTransformer2DModel"]
+    config = peft.LoraConfig(target_modules=["to_q", "to_v"], r=2)
+    outer = peft.get_peft_model(family.build(), config)
+    inner = family.build()
+    inner.requires_grad_(False)
+    inner.add_adapter(config)
+    for model in (outer, inner):
+        align = SelfAlignment(model, SRALoss(student_layer=2, teacher_layer=5))
+        x0, condition = family.batch(2)
+        noise, t = torch.randn_like(x0), torch.rand(2)
+        model(hidden_states=align.path.add_noise(x0, noise, t), timestep=t, return_dict=False, **condition)
+        align(x0, noise, t, loss_mask=torch.ones(2, family.tokens)).backward()
+        assert any(p.grad is not None and p.grad.any() for name, p in model.named_parameters() if "lora_B" in name)
+        assert all("lora_" in name for name in align.state_dict()["teacher"])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_blocks_wrapped_by_compile_before_attaching():
+    torch._dynamo.reset()
+    family = FAMILIES["Flux2Transformer2DModel"]
+    model = family.build()
+    for blocks in (model.transformer_blocks, model.single_transformer_blocks):
+        for n in range(len(blocks)):
+            blocks[n] = torch.compile(blocks[n], backend="eager")
+    align = SelfAlignment(model, SRALoss(student_layer=4, teacher_layer=5))
+    x0, condition = family.batch(2)
+    noise, t = torch.randn_like(x0), torch.rand(2)
+    model(hidden_states=align.path.add_noise(x0, noise, t), timestep=t, return_dict=False, **condition)
+    align(x0, noise, t, loss_mask=torch.ones(2, family.tokens)).backward()
+    assert model.transformer_blocks[0].attn.to_q.weight.grad.any()
 
 
 def build_averaged(model):
