@@ -35,6 +35,7 @@ models: .venv/dev  ## Write docs/models.md: what works on which of diffusers' mo
 
 bench: .venv/dev  ## A step with SRA against a plain one and one written by hand, as ratios; in PyTorch, JAX and Keras
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+	$(BIN)/python benchmarks/bench_term.py $(BENCH_TERM)
 	$(BIN)/python benchmarks/bench_jax.py $(BENCH_JAX)
 	KERAS_BACKEND=torch $(BIN)/python benchmarks/bench_keras.py $(BENCH_KERAS)
 	KERAS_BACKEND=jax $(BIN)/python benchmarks/bench_keras.py $(BENCH_KERAS)

@@ -125,18 +125,22 @@ class Teacher:
                 raise invalid("The teacher must be sharded as the model is",
                               f"{name!r} {tuple(average.shape)} here, {tuple(source.shape)} in the model",
                               "Apply fully_shard to align.teacher in the same way.")  # fmt: skip
-        moved = [s.to(a.device, a.dtype) for a, s in zip(averages, sources, strict=True)]
-        if share == 1.0:  # the average may never have had a value
-            torch._foreach_copy_(averages, moved)
-        else:  # the framework's own fused form of selfalign.ema_update; a test holds the two equal
-            torch._foreach_lerp_(averages, moved, share)
-        self._write_back()
+        alike = all(a.dtype == s.dtype and a.device == s.device for a, s in zip(averages, sources, strict=True))
+        some = len(own) if alike else 16  # a few at a time where they must be converted: no second copy of the model at once
+        for start in range(0, len(own), some or 1):
+            part = averages[start : start + some]
+            values = [s.to(a.device, a.dtype) for a, s in zip(part, sources[start : start + some], strict=True)]
+            if share == 1.0:  # the average may never have had a value
+                torch._foreach_copy_(part, values)
+            else:  # the framework's own fused form of selfalign.ema_update; a test holds the two equal
+                torch._foreach_lerp_(part, values, share)
+        self._write_back(own)
         buffers = dict(self.student.named_buffers())
         for name, mine in self.module.named_buffers():
             mine.copy_(buffers[name])
 
-    def _write_back(self) -> None:
-        for name, p in self._own():
+    def _write_back(self, own: list[tuple[str, torch.Tensor]]) -> None:
+        for name, p in own:
             if name in self.beside:
                 local(p).copy_(local(self.beside[name]))
 
@@ -153,7 +157,7 @@ class Teacher:
             tensor.copy_(state[name])
         self.started = True
         if self.owned:
-            self._write_back()
+            self._write_back(self._own())
 
 
 def plain_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

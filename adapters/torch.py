@@ -221,7 +221,18 @@ class SelfAlignment:
                 condition that differs between the sides; with check_finite=True, features that are not finite. Another
                 sample than the student's is a warning.
 
-        Example: see the class.
+        Example:
+            >>> import torch, selfalign
+            >>> from selfalign.adapters.torch import SelfAlignment
+            >>> class Model(torch.nn.Sequential):
+            ...     def forward(self, x, t):
+            ...         return super().forward(x)
+            >>> model = Model(*(torch.nn.Linear(8, 8) for _ in range(4)))
+            >>> align = SelfAlignment(model, selfalign.SRALoss(student_layer=1, teacher_layer=3))
+            >>> x0, noise, t = torch.randn(2, 5, 8), torch.randn(2, 5, 8), torch.rand(2)
+            >>> prediction = model(align.path.add_noise(x0, noise, t), t)
+            >>> align(x0, noise, t).shape
+            torch.Size([])
         """
         tap = self._attached()
         if self.step == 0 and self._terms == 0 and torch.is_grad_enabled():  # a validation may run on one process alone

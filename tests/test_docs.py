@@ -27,6 +27,7 @@ DOCS_TORCH = (
 import selfalign
 from selfalign.adapters.torch import SelfAlignment
 from torch.distributed.fsdp import fully_shard
+warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # an advice about operations in place
 torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 loss, blocks = selfalign.SRALoss(student_layer=0.25, teacher_layer=0.7), []
 """

@@ -67,7 +67,7 @@ def test_make_test_runs_every_file_on_the_backends_it_is_for():
     makefile = (ROOT / "Makefile").read_text()
     once = re.search(r"^ONCE := (.*)$", makefile, re.M)[1]
     collected = {}
-    for backend, arguments in re.findall(r"^\tKERAS_BACKEND=(\w+) \$\(PYTEST\) (.*)$", makefile, re.M):
+    for backend, arguments in re.findall(r"^test-(\w+):.*\n\tKERAS_BACKEND=\1 \$\(PYTEST\) (.*)$", makefile, re.M):
         command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", *arguments.replace("$(ONCE)", once).split()]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | {"KERAS_BACKEND": backend}, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
