@@ -31,74 +31,113 @@ class Call:
     """Calls the teacher.
 
     Without a function of the user's, the student's own call is repeated: where sample and time stand in it, and in which unit,
-    is found by value in the first step. With one, the first step checks that it calls the model as the student was called.
-    So a time, a condition or a direction of time that differs between the sides does not go unseen.
+    is found by value in the first step. A condition that the user gives beside it is compared only. With a function, what it
+    would call the model with is compared with the student's call. On the CPU this happens in every step, elsewhere in the
+    first one only, since it waits for the device.
 
     Args:
         path: the noise path.
         function: the user's (module, x, t, *condition, **conditions) -> anything, or None.
-        trusted: look for nothing; without a function, call module(x, t, *condition, **conditions).
+        trusted: compare nothing.
     """
 
     def __init__(self, path: Path, function: Callable[..., Any] | None, trusted: bool) -> None:
-        self.path, self.function, self.checked = path, function, trusted
+        self.path, self.function, self.trusted = path, function, trusted
         self.layout: Layout | None = None
+        self.compared = self.warned = False
 
     def prepare(self, module: nn.Module, called: Called, noised: Callable[[], Any], t: Any, condition: Called) -> None:
-        """Once, with the student's noised sample and its time: find the layout, and compare the calls of both sides.
+        """Before a teacher's forward, with the student's noised sample and its time: find the layout, and compare.
 
         Raises:
             ValueError: the student was called with another time or condition. Another sample is a warning.
         """
-        if self.checked:
+        given = _places(called)
+        if self.function is None and (self.layout is None or not {*self.layout[:2]} <= given.keys()):
+            self.layout = self._find(module, given, noised(), t)
+        if self.trusted or (self.compared and t.device.type != "cpu"):
             return
-        x, unique = noised(), True
-        if self.function is None:
-            self.layout, unique = self._find(module, called, x, t)
-        args, kwargs = run_before(lambda: self(module, called, x, t, condition), module, "the model")
-        _compare(_named(module, *called), _named(module, args, kwargs), x)
-        self.checked = unique
+        if self.function is not None:
+            args, kwargs = run_before(lambda: self(module, called, noised(), t, condition), module, "the model")
+            self._compare(_named(module, *called), _named(module, args, kwargs), noised())
+        else:
+            self._compare_layout(self.layout, given, noised(), t, condition)
+        self.compared = True
 
     def __call__(self, module: nn.Module, called: Called, x: Any, t: Any, condition: Called) -> Any:
         """The teacher's forward on x at t; `called` is the student's call, `condition` what the user gave beside x and t."""
         if self.function is not None:
             return self.function(module, x, t, *condition[0], **condition[1])
         if self.layout is None:
-            return module(x, t, *condition[0], **condition[1])
-        given = _places(called)
-        rest = [place for place, value in given.items() if place not in self.layout[:2] and isinstance(value, torch.Tensor)]
-        if len(condition[0]) > len(rest):
-            raise invalid("align() takes the condition in the order of the model's call, or none of it",
-                          f"{len(condition[0])} tensors for {len(rest)} of the call", "Leave the condition out.")  # fmt: skip
-        sample, time = given[self.layout.sample], given[self.layout.time]
-        if x.shape != sample.shape:
+            raise invalid("The model's call must have been looked at", "no call before this one", "Call align() for it.")
+        given, (sample, time, unit) = _places(called), self.layout
+        if x.shape != given[sample].shape:
             raise invalid("align() must get the student's batch",
-                          f"x0 of shape {tuple(x.shape)}, after a model's call with {tuple(sample.shape)}",
-                          "Pass the x0, noise, t and condition of the model's last forward.")  # fmt: skip
-        given.update(zip(rest, condition[0], strict=False))
-        given.update(condition[1].items())
-        given[self.layout.sample] = x.to(sample.dtype)
-        given[self.layout.time] = self.layout.unit(t).to(time.dtype).reshape(time.shape)
+                          f"x0 of shape {tuple(x.shape)}, after a model's call with {tuple(given[sample].shape)}",
+                          "Pass the x0, noise and t of the model's last forward.")  # fmt: skip
+        given[sample] = x.to(given[sample].dtype)
+        given[time] = unit(t).to(given[time].dtype).reshape(given[time].shape)
         args = [given.pop(place) for place in range(len(called[0]))]
         return module(*args, **{str(name): value for name, value in given.items()})
 
-    def _find(self, module: nn.Module, called: Called, x: torch.Tensor, t: torch.Tensor) -> tuple[Layout | None, bool]:
-        """The layout, and whether only one unit of time fits."""
-        tensors = {place: value for place, value in _places(called).items() if isinstance(value, torch.Tensor)}
+    def _find(self, module: nn.Module, given: dict[int | str, Any], x: torch.Tensor, t: torch.Tensor) -> Layout:
+        tensors = {place: value for place, value in given.items() if isinstance(value, torch.Tensor)}
         shaped = [place for place, value in tensors.items() if value.shape == x.shape]
-        samples = [place for place in shaped if _close(tensors[place], x)]
-        times = [(place, unit) for place, value in tensors.items() if value.numel() == t.numel() and place not in samples
-                 for unit in _units(self.path) if _close(value.flatten(), unit(t).to(value.dtype))]  # fmt: skip
-        if len({place for place, _ in times}) > 1:  # a label may equal the time by chance: names decide
+        samples = [place for place in shaped if _close(tensors[place], x)] or shaped
+        times = {place: unit for place, value in tensors.items() if value.numel() == t.numel() and place not in samples
+                 if (unit := _unit(self.path, value, t)) is not None}  # fmt: skip
+        if len(times) > 1:  # a label may equal the time by chance: names decide
             names: dict[Any, str] = dict(enumerate(inspect.signature(module.forward).parameters))
-            times = [(place, unit) for place, unit in times if str(names.get(place, place)).startswith("t")]
-        if len(samples or shaped) != 1 or (samples and not times):
-            wrong = "t: as it is, in thousandths, or reversed" if samples else "x_t = path.add_noise(x0, noise, t)"
-            raise invalid("The model must have been called with the x0, noise and t of align()",
-                          f"not exactly one argument like {wrong}, among {_described(tensors)}",
-                          "Pass align() what the student saw, and the loss a path with your direction of time. If your call "
-                          "arranges them otherwise, pass call=.")  # fmt: skip
-        return (Layout((samples or shaped)[0], *times[0]), len(times) == 1) if times else (None, True)
+            times = {place: unit for place, unit in times.items() if str(names.get(place, place)).startswith("t")}
+        for found, wanted in (
+            (samples, "x_t = path.add_noise(x0, noise, t)"),
+            (times, "t (as it is, in thousandths, or reversed)"),
+        ):
+            if len(found) != 1:
+                raise invalid("The model must have been called with the x0, noise and t of align()",
+                              f"{len(found) or 'no'} arguments like {wanted}, among {_described(tensors)}",
+                              "Pass align() what the student saw, and the loss a path with your direction of time. If your "
+                              "call arranges or scales them otherwise, pass call=.")  # fmt: skip
+        return Layout(samples[0], *next(iter(times.items())))
+
+    def _compare_layout(self, layout: Any, given: dict[int | str, Any], x: Any, t: Any, condition: Called) -> None:
+        """The student's sample and time with the caller's, and the caller's condition with the student's."""
+        sample, time, unit = layout
+        self._check_sample(f"argument {sample}" if isinstance(sample, int) else sample, given[sample], x)
+        expected = unit(t).to(given[time].dtype).reshape(given[time].shape)
+        if not _close(given[time], expected):
+            raise _differing("the time", given[time], expected)
+        mine = [value for place, value in given.items() for _, value in _tensors("", value) if place not in (sample, time)]
+        for name, value in _tensors("the condition", [*condition[0], *condition[1].values()]):
+            if not any(value is other or _same(value, other) for other in mine):
+                raise _differing(name, next((other for other in mine if other.shape == value.shape), None), value)
+
+    def _compare(self, student: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor], x: torch.Tensor) -> None:
+        """Both sides' calls, at the student's sample and time."""
+        for name in [*student, *teacher]:
+            theirs, mine = student.get(name), teacher.get(name)
+            if theirs is not None and mine is not None and mine.shape == x.shape and _close(mine, x):
+                self._check_sample(name, theirs, mine)
+            elif not _same(theirs, mine):
+                raise _differing(name, theirs, mine)
+
+    def _check_sample(self, name: str, student: torch.Tensor, x: torch.Tensor) -> None:
+        if student.shape != x.shape:
+            raise _differing(name, student, x)
+        if self.warned or _close(student, x):
+            return
+        flat, other = student.detach().float().flatten(1), x.float().flatten(1)
+        scale = (flat * other).sum(dim=1, keepdim=True) / other.square().sum(dim=1, keepdim=True).clamp(min=1e-12)
+        if _close(flat, scale * other):
+            raise invalid("The model must have been called with path.add_noise(x0, noise, t) itself",
+                          f"{name}, a multiple of it",
+                          "Attach to the model that scales it, or pass call=, which scales for the teacher.")  # fmt: skip
+        self.warned = True
+        warnings.warn(
+            f"align() must be given the sample that the model saw. Received: {name} {_value(student)} in the model's call, "
+            f"not path.add_noise(x0, noise, t) {_value(x)}. Student and teacher see different noise now. Pass the student's "
+            "x0, noise and t, and the loss a path with your direction of time."
+        )
 
 
 def _places(called: Called) -> dict[int | str, Any]:
@@ -108,15 +147,18 @@ def _places(called: Called) -> dict[int | str, Any]:
     return places
 
 
-def _units(path: Path) -> list[Unit]:
-    """Usual ways of telling a model the time: the path's, the other scale, and both with data at the far end."""
+def _unit(path: Path, value: torch.Tensor, t: torch.Tensor) -> Unit | None:
+    """The usual way of telling a model the time that gives this value for t: the path's, another scale, data at the far end."""
     low, high = map(float, path.bounds)
+    units: list[Unit] = [lambda t: t, lambda t: 1000 * t, lambda t: 1 - t, lambda t: 1000 - 1000 * t]
     if path.discrete:
         count = high + 1
-        return [lambda t: t, lambda t: t / count, lambda t: 1 - t / count]
-    if (low, high) != (0.0, 1.0):
-        return [lambda t: t, lambda t: torch.log(t) / 4]  # EDM's sigma, and its noise conditioning
-    return [lambda t: t, lambda t: 1000 * t, lambda t: 1 - t, lambda t: 1000 - 1000 * t]
+        units = [lambda t: t, lambda t: t / count, lambda t: 1 - t / count]
+    elif (low, high) != (0.0, 1.0):
+        units = [lambda t: t, lambda t: torch.log(t) / 4]  # EDM's sigma, and its noise conditioning
+    if not value.is_floating_point():
+        units += [lambda t, unit=unit: unit(t).round() for unit in units]  # type: ignore[misc]
+    return next((unit for unit in units if _close(value.flatten(), unit(t).to(value.dtype))), None)
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -148,23 +190,11 @@ def _tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield from _tensors(f"{name}[{key}]", inner)
 
 
-def _compare(student: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor], x: torch.Tensor) -> None:
-    """Both sides' calls, at the student's sample and time."""
-    for name, mine in teacher.items():
-        if mine.shape == x.shape and _close(mine, x) and name in student and not _same(student[name], mine):
-            warnings.warn(
-                f"align() must be given the sample that the model saw. Received: {name} {_value(student[name])} in the model's "
-                f"call, not path.add_noise(x0, noise, t) {_value(x)}. Student and teacher see different noise now. Pass the "
-                "student's x0, noise and t, and the loss a path with your direction of time."
-            )
-            return
-    for name in [*student, *teacher]:
-        if not _same(student.get(name), teacher.get(name)):
-            raise invalid("The teacher must be called as the student was",
-                          f"{name}: {_value(student.get(name))} for the student, {_value(teacher.get(name))} for the teacher "
-                          "at the student's time",
-                          "Pass align() the t and the condition that the model got, after label dropout; call= must arrange "
-                          "them in the same way. If the difference is meant, pass check_condition=False.")  # fmt: skip
+def _differing(name: str, student: torch.Tensor | None, teacher: torch.Tensor | None) -> ValueError:
+    return invalid("The teacher must be called as the student was",
+                   f"{name}: {_value(student)} for the student, {_value(teacher)} for the teacher at the student's time",
+                   "Pass align() the t and the condition that the model got, after label dropout; call= must arrange them in "
+                   "the same way. If the difference is meant, pass check_condition=False.")  # fmt: skip
 
 
 def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:

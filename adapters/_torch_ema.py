@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -52,6 +53,7 @@ class Teacher:
         replaced: dict[int, Any] = {id(student.get_submodule(path)): Cut() for path in cut}
         replaced |= {id(p): p for p in frozen.values()}
         self.module = copy.deepcopy(student, replaced).requires_grad_(False).eval()
+        _check_forwards(self.module)
         self.shared = set(frozen)
         for name, p in self._own():
             if offload or p.dtype in HALF:
@@ -83,8 +85,8 @@ class Teacher:
                           f"{half!r} in half precision", "Keep it in float32, or let SelfAlignment keep the EMA.")  # fmt: skip
         return module
 
-    def start(self) -> None:
-        """Before a forward of the teacher. The first one makes the teacher the model as it is now.
+    def start(self, trains: bool) -> None:
+        """Before a forward of the teacher. Up to the first that trains, the teacher becomes the model as it is then.
 
         Wrappers such as DDP write to the model after the teacher was made. A teacher that the user has written to stays.
         """
@@ -93,31 +95,46 @@ class Teacher:
                 p.data = average  # EMAModel replaces its tensors when it is loaded or moved
         if self.started or not self.owned:
             return
-        self.started = True
         check_whole(self.student)
-        device = next((p.device for p in self.student.parameters()), None)
-        if any(p.device != device for _, p in self._own()):  # the model was moved after the teacher was made
-            self.module.to(device)
-        release(self.student)  # its forward has run: a root that is sharded waits gathered for its backward
-        if all(self.as_built.get(id(p), p._version) == p._version for _, p in self._own()):
+        like = next(self.student.parameters())
+        if any(p.device != like.device for _, p in self._own()):  # the model was moved after the teacher was made
+            self.module.to(like.device)
+        if not self._adopt():
+            release(self.student)  # its forward has run: the root of a sharded model is gathered, and waits for its backward
             self._move(1.0)
+            self.as_built = {id(p): p._version for _, p in self._own()}
+            if callable(unshard := getattr(self.student, "unshard", None)):
+                unshard()
+        self.started = trains
 
     @torch.no_grad()
+    def _adopt(self) -> bool:
+        """Whether the user has written to the teacher before it began; averages beside it then follow."""
+        written = not self.started and any(self.as_built.get(id(p), p._version) != p._version for _, p in self._own())
+        for name, p in self._own() if written else ():
+            if name in self.beside:
+                self.beside[name].copy_(p)
+        return written
+
     def update(self, decay: float) -> None:
         """One EMA step; buffers are copied. A teacher that the user keeps is left alone."""
         if self.owned:
+            self._adopt()
             self.started = True
             self._move(1.0 - decay)
 
     @torch.no_grad()
     def _move(self, share: float) -> None:
         """Move the averages by a share of the way to the model, whatever part of them this process holds."""
-        students = dict(self.student.named_parameters())
+        students, own = dict(self.student.named_parameters()), self._own()
+        missing = next((name for name in [*self.shared, *dict(own)] if name not in students), None)
+        if missing is not None:
+            raise invalid("The model must keep the parameters that SelfAlignment was built with", f"no {missing!r} any more",
+                          "Build SelfAlignment after adding adapters or parametrizations.")  # fmt: skip
         thawed = next((name for name in self.shared if students[name].requires_grad), None)
         if thawed is not None:
             raise invalid("What was frozen when SelfAlignment was built must stay frozen: the teacher shares it",
                           f"{thawed!r}, which trains now", "Build SelfAlignment after unfreezing.")  # fmt: skip
-        own = self._own()
         averages = [local(self.beside.get(name, p)) for name, p in own]
         sources = [local(students[name]) for name, _ in own]
         for (name, _), average, source in zip(own, averages, sources, strict=True):
@@ -125,6 +142,11 @@ class Teacher:
                 raise invalid("The teacher must be sharded as the model is",
                               f"{name!r} {tuple(average.shape)} here, {tuple(source.shape)} in the model",
                               "Apply fully_shard to align.teacher in the same way.")  # fmt: skip
+        other = next((name for name, p in own if p.dtype != students[name].dtype), None)
+        if other is not None:
+            raise invalid("The model must keep the dtype that SelfAlignment was built with",
+                          f"{other!r}, {dict(own)[other].dtype} then and {students[other].dtype} now",
+                          "Convert the model first, or train under autocast.")  # fmt: skip
         alike = all(a.dtype == s.dtype and a.device == s.device for a, s in zip(averages, sources, strict=True))
         some = len(own) if alike else 16  # a few at a time where they must be converted: no second copy of the model at once
         for start in range(0, len(own), some or 1):
@@ -148,7 +170,8 @@ class Teacher:
         """The teacher's own tensors, averages in place of half-precision parameters; empty where the user keeps the EMA."""
         if not self.owned:
             return {}
-        tensors = self.module.state_dict()
+        self._adopt()
+        tensors = _only_tensors(self.module.state_dict())
         return {name: self.beside.get(name, tensor) for name, tensor in tensors.items() if name not in self.shared}
 
     @torch.no_grad()
@@ -160,9 +183,24 @@ class Teacher:
             self._write_back(self._own())
 
 
-def plain_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without what DDP, torch.compile and AveragedModel put in front of names."""
-    return {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+def _only_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}  # no extra state
+
+
+def plain_names(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Tensors, without what DDP, torch.compile and AveragedModel put in front of names."""
+    return {_WRAPPERS.sub("", name): tensor for name, tensor in _only_tensors(state).items()}
+
+
+def _check_forwards(module: nn.Module) -> None:
+    """Refuse a copy that runs functions of the original: they hold its weights."""
+    for name, part in module.named_modules():
+        forward = part.__dict__.get("forward")
+        holds = isinstance(forward, types.FunctionType) and (forward.__closure__ or hasattr(forward, "_torchdynamo_inline"))
+        if holds and not hasattr(part, "_orig_mod"):  # torch.compile's module makes its function anew
+            raise invalid("The model must not run functions that hold its weights: a copy would run them, too",
+                          f"{name or 'the model'}.forward, replaced by {forward.__qualname__}",
+                          "Replace forward after building SelfAlignment; compile a block by block.compile().")  # fmt: skip
 
 
 def check_same_tensors(what: str, given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

@@ -25,14 +25,22 @@ class Reached(NamedTuple):
 
 
 def block_lists(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
-    """Every outermost list of at least two modules of one class in `model`, by path: the candidates for its blocks."""
+    """Every outermost list of at least two alike modules in `model`, by path: the candidates for its blocks."""
     found: dict[str, nn.ModuleList | nn.Sequential] = {}
     for path, module in model.named_modules():
         if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < 2:
             continue
-        if len({type(block) for block in module}) == 1 and not any(path.startswith(outer + ".") for outer in found):
+        if _alike(module) and not any(path.startswith(outer + ".") for outer in found):
             found[path] = module
     return found
+
+
+def _alike(modules: nn.ModuleList | nn.Sequential) -> bool:
+    """Of one class; or, in a ModuleList, called in one way with several arguments."""
+    if len({type(block) for block in modules}) == 1:
+        return True
+    calls = {tuple(inspect.signature(block.forward).parameters) for block in modules}
+    return isinstance(modules, nn.ModuleList) and len(calls) == 1 and len(next(iter(calls))) > 1
 
 
 def find_blocks(model: nn.Module, paths: str | Sequence[str] | None) -> list[str]:
@@ -86,12 +94,12 @@ def read_width(model: nn.Module, block: nn.Module) -> int | None:
     return widths.pop() if len(widths) == 1 else None
 
 
-def tokens_of(reached: Reached, select: Select | None, block: nn.Module, where: str) -> torch.Tensor:
+def tokens_of(reached: Reached, select: Select | None, block: nn.Module, where: str, width: int | None = None) -> torch.Tensor:
     """The tokens [B, N, D] in a block's output.
 
     They are what `select` takes from it; or the output itself; or in a tuple the only tensor [B, N, D]. Of a block that takes
-    and gives several streams, they have the shape of its argument that is named like a sample. Features on a grid,
-    [B, D, H, W] or [B, D, T, H, W], become tokens.
+    and gives several streams, they have the shape of its argument that is named like a sample. Features on a grid, [B, D, ...]
+    or, where only the last axis has the width, [B, ..., D], become tokens.
     """
     output = tokens = reached.output
     if select is not None:
@@ -108,7 +116,20 @@ def tokens_of(reached: Reached, select: Select | None, block: nn.Module, where: 
         raise invalid("A tapped block must give tokens [B, N, D], or features [B, D, H, W] or [B, D, T, H, W]",
                       f"{where}: {_shapes(tokens)}",
                       "Pass select=, a function from the block's output to its tokens.")  # fmt: skip
-    return tokens if tokens.ndim == 3 else tokens.flatten(2).transpose(1, 2)
+    if tokens.ndim == 3:
+        return tokens
+    fitting = [axis for axis in (1, -1) if tokens.shape[axis] in ({width} if width else _widths(block))]
+    if len(fitting) != 1:
+        raise invalid("Features on a grid must have the width on one axis, the second or the last",
+                      f"{where}: {_shapes(tokens)}, width {width or 'unknown'}",
+                      "Pass width=, and select=, a function from the block's output to its tokens.")  # fmt: skip
+    return tokens.flatten(2).transpose(1, 2) if fitting == [1] else tokens.flatten(1, -2)
+
+
+def _widths(block: nn.Module) -> set[int]:
+    """Numbers of features that the block's layers give."""
+    layers = [m for m in block.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
+    return {m.out_features if isinstance(m, nn.Linear) else m.out_channels for m in layers}
 
 
 def _like_the_sample(streams: list[torch.Tensor], block: nn.Module, reached: Reached) -> list[torch.Tensor]:
@@ -182,14 +203,14 @@ class Tap(Hooks):
 
     def _record(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self.alive and self.running:
-            self.reached, self.fired = reached_of(args, kwargs, output), self.fired + 1
+            self.reached, self.fired = reached_of(args, kwargs, _kept(output)), self.fired + 1
             device = next((p.device.type for p in module.parameters()), "cpu")
             self.autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         self.running = False
 
-    def take(self, select: Select | None) -> torch.Tensor:
+    def take(self, select: Select | None, width: int | None = None) -> torch.Tensor:
         """The recorded tokens, once; an error where the step did not record exactly one set, with gradient."""
         reached, fired, forwards = self.reached, self.fired, self.forwards
         self.forget()
@@ -202,7 +223,7 @@ class Tap(Hooks):
                           f"{self.where} ran {fired} times in {max(forwards, 1)} forward(s) of the model",
                           "Call align() after each forward; run extra forwards under torch.no_grad(), before the student's. "
                           "For a block used twice in one forward choose another layer.")  # fmt: skip
-        tokens = tokens_of(reached, select, self.block, self.where)
+        tokens = tokens_of(reached, select, self.block, self.where, width)
         if torch.is_grad_enabled() and not tokens.requires_grad:
             raise invalid("The student's features must carry a gradient", f"features of {self.where} without one",
                           "Reentrant checkpointing (use_reentrant=True), torch.no_grad() or frozen layers cut it: use "
@@ -216,6 +237,14 @@ class Tap(Hooks):
         self.forget()
         for handle in self.handles:
             handle.remove()
+
+
+def _kept(output: Any) -> Any:
+    """The output, safe from what the model does to it in place later. Inside a reentrant checkpoint it has no gradient yet:
+    only the tensor itself will get one."""
+    if isinstance(output, (tuple, list)):
+        return type(output)(map(_kept, output)) if type(output) in (tuple, list) else output
+    return output.clone() if isinstance(output, torch.Tensor) and output.requires_grad else output
 
 
 def reached_of(args: Any, kwargs: Any, output: Any) -> Reached:

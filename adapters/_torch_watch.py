@@ -14,7 +14,7 @@ class Watch:
     """Compares what torch counts of every parameter's writes between align() and update().
 
     An optimizer may write past these counters (through `.data`); so a step that they do not show is looked for in the values
-    of the projector's smallest parameter, before it counts as skipped.
+    of a few small parameters, before it counts as skipped.
     """
 
     def __init__(self, model: nn.Module, projector: nn.Module) -> None:
@@ -25,13 +25,15 @@ class Watch:
     def _count(self) -> tuple[int, ...]:
         return tuple(sum(p._version for p in module.parameters() if p.requires_grad) for module in self.modules)
 
-    def _smallest(self) -> torch.Tensor:
-        return min(self.modules[1].parameters(), key=torch.Tensor.numel).detach()
+    def _some(self) -> list[torch.Tensor]:
+        """The projector's smallest trained parameters, and the model's last ones of moderate size."""
+        model, projector = ([p.detach() for p in m.parameters() if p.requires_grad] for m in self.modules)
+        return sorted(projector, key=torch.Tensor.numel)[:2] + [p for p in model if p.numel() <= 2**16][-4:]
 
     def stepped(self) -> None:
         """After update()."""
         self.aligned, self.counted = False, self._count()
-        self.projected = self._smallest().clone()
+        self.values = [p.clone() for p in self._some()]
 
     def note_align(self) -> None:
         """At align(): warn, once, where an optimizer step went by without update()."""
@@ -63,5 +65,7 @@ class Watch:
                 "Hand its parameters to the optimizer, [*model.parameters(), *align.projector.parameters()], and add the term "
                 "to the loss before backward().",
             )
-        smallest = self._smallest()
-        return bool(model or projector) or not torch.equal(self.projected.to(smallest.device), smallest)
+        if model or projector:
+            return True
+        pairs = list(zip(self.values, self._some(), strict=False))
+        return not pairs or any(not torch.equal(before.to(now.device), now) for before, now in pairs)

@@ -131,7 +131,7 @@ class SelfAlignment:
         self.model, self.loss, self.select, self.call = unwrap(model), loss, select, call
         self.check_finite, self.log_metrics = check_finite, log_metrics
         self.metrics: dict[str, torch.Tensor] = {}
-        self.step, self._terms = 0, 0  # optimizer steps done, and terms since the last
+        self.step, self._terms, self._validated = 0, 0, 0  # optimizer steps, terms since the last, terms without gradient
         self._seed = torch.initial_seed() if seed is None else seed
 
         path, given = (teacher, None) if isinstance(teacher, str) else (None, teacher)
@@ -147,6 +147,7 @@ class SelfAlignment:
         if width is None:
             raise invalid("The width of the tapped block must be known", f"{self.taps[0]!r}, which does not tell it clearly",
                           "Pass width=D, or example=(x, t, *condition) for a dry run.")  # fmt: skip
+        self._width = width
         like = next((p for p in [*block.parameters(), *self.model.parameters()] if p.is_floating_point()), torch.empty(0))
         self.projector = Projector(width, torch.Generator().manual_seed(self._drawn("projector")), like)
         average_gradients(self.projector)
@@ -235,42 +236,50 @@ class SelfAlignment:
             torch.Size([])
         """
         tap = self._attached()
-        if self.step == 0 and self._terms == 0 and torch.is_grad_enabled():  # a validation may run on one process alone
+        trains = torch.is_grad_enabled()
+        if self.step == 0 and self._terms == 0 and trains:  # a validation may run on one process alone
             self.projector.to(next(tap.block.parameters(), x0).device)  # the model may have been moved
             share(self.projector)
+        self._ema.start(trains)
         called, (enabled, dtype) = tap.called, tap.autocast
         select = self.select or stream(self.model, tap.block, x0, called[1])
-        student = tap.take(select)
+        student = tap.take(select, self._width)
         if not self._ema.owned and student.dtype in HALF:  # the user's EMA is float32, what the student was called with is not
             enabled, dtype = True, student.dtype
         with torch.autocast(student.device.type, dtype=dtype, enabled=enabled):
-            tokens = self._teacher_tokens(x0, noise, t, u, called, (condition, conditions))
+            tokens = self._teacher_tokens(x0, noise, t, u, trains, called, (condition, conditions))
             projected = self.projector(student)
             if self.check_finite or self.log_metrics:
                 self.metrics = self.loss.metrics(projected, tokens)
             if self.check_finite:
                 self._check_finite()
             term = self.loss(projected, tokens, step=self.step, mask=loss_mask)
-        self._watch.note_align()
-        self._terms += 1
+        if trains:
+            self._watch.note_align()
+            self._terms += 1
         return term
 
+    def _gaps(self, t: torch.Tensor, trains: bool) -> torch.Tensor:
+        """Draws [B] that differ between processes and do not depend on how many there are; validation has its own."""
+        self._validated += not trains
+        where = ("gap", self.step, self._terms) if trains else ("validation", self._validated)
+        generator = torch.Generator(t.device).manual_seed(self._drawn(*where, world()[0]))
+        return torch.rand(t.shape, generator=generator, device=t.device)
+
     @torch.no_grad()
-    def _teacher_tokens(self, x0: Any, noise: Any, t: Any, u: Any, called: Called, condition: Called) -> torch.Tensor:
+    def _teacher_tokens(self, x0: Any, noise: Any, t: Any, u: Any, trains: bool, called: Called, condition: Called) -> Any:
         if self.step == 0:  # on a GPU in the first step only: it waits for the device
             check_time(self.path, t.cpu() if isinstance(t, torch.Tensor) else t)
-        if u is None:  # other gaps in each process; the same in a resumed run, also with another number of processes
-            generator = torch.Generator(t.device).manual_seed(self._drawn("gap", self.step, self._terms, world()[0]))
-            u = torch.rand(t.shape, generator=generator, device=t.device)
-        t_teacher = self.loss.teacher_time(t, u)
+        t_teacher = self.loss.teacher_time(t, self._gaps(t, trains) if u is None else u)
         x_teacher = self.path.add_noise(x0, noise, t_teacher)
-        self._ema.start()
         self._call.prepare(self.teacher, called, lambda: self.path.add_noise(x0, noise, t), t, condition)
 
         def forward(time: torch.Tensor) -> Any:
             return self._call(self.teacher, called, x_teacher, time, condition)
 
         mode = self.teacher.training  # a teacher of ours is in eval mode; a user's own EMA gets its mode back
+        fast = torch.backends.mha.get_fastpath_enabled()  # PyTorch's own way of inference: padded tokens vanish in it
+        torch.backends.mha.set_fastpath_enabled(False)
         if mode:
             self.teacher.eval()
         try:
@@ -278,12 +287,13 @@ class SelfAlignment:
             given = [*condition[0], *condition[1].values(), *called[0], *called[1].values()]
             reached = self._condition.run(forward, t, t_teacher, clean, given)
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
             release(self.teacher)
             if mode:
                 self.teacher.train()
         block = self.teacher.get_submodule(self.taps[1])
         select = self.select or stream(self.model, block, x0, {**called[1], **condition[1]})
-        return tokens_of(reached, select, block, self.taps[1])
+        return tokens_of(reached, select, block, self.taps[1], self._width)
 
     def _check_finite(self) -> None:
         sick = [side for side in ("student", "teacher") if not self.metrics[f"{side}_finite"]]
@@ -307,12 +317,13 @@ class SelfAlignment:
 
         Example: see the class.
         """
-        self._attached()
+        tap = self._attached()
         if self._watch.sees_step():
             self._ema.update(float(self.loss.decay_at(self.step)))
             self.step += 1
             self._terms = 0
         self._watch.stepped()
+        tap.forget()  # of a forward that had no term
 
     def state_dict(self) -> dict[str, Any]:
         """Projector, teacher, step, seed and settings: all that a resumed run needs beside the model.
@@ -326,12 +337,13 @@ class SelfAlignment:
             >>> loss = selfalign.SRALoss(student_layer=1, teacher_layer=3)
             >>> align = SelfAlignment(model, loss, student="0", teacher="2")
             >>> sorted(align.state_dict())
-            ['projector', 'seed', 'settings', 'step', 'teacher']
+            ['projector', 'seed', 'settings', 'step', 'teacher', 'terms']
         """
         return {
             "settings": {**self.loss.settings(), "taps": self.taps},
             "step": self.step,
             "seed": self._seed,
+            "terms": self._terms,
             "projector": self.projector.state_dict(),
             "teacher": self._ema.state_dict(),
         }
@@ -358,8 +370,12 @@ class SelfAlignment:
             check_same_tensors(f"The state's {name}", state[name], mine[name])
         self.projector.load_state_dict(state["projector"])
         self._ema.load_state_dict(state["teacher"])
-        self._seed, self.step, self._terms = int(state["seed"]), int(state["step"]), 0
+        self._seed, self.step, self._terms = (int(state[name]) for name in ("seed", "step", "terms"))
         self._watch.stepped()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("A SelfAlignment cannot be copied or pickled: its hooks are on one model. Received: copy, deepcopy or "
+                        "pickle. Build a new one on the copied model, and hand it state_dict().")  # fmt: skip
 
     def detach(self) -> None:
         """Remove every hook: the model is as it was. The teacher stays, for sampling. A `with` block ends in it."""

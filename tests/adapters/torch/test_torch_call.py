@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dit_models import DiT, make_batch, seen
+from dit_models import Block, DiT, make_batch, seen
 from torch import nn
 
 import selfalign
@@ -91,28 +91,74 @@ def test_a_label_that_equals_the_time_is_no_time(batch):
     assert (align.teacher.calls[-1][1] < t).all()
 
 
-def test_a_condition_given_to_align_is_used_and_must_be_the_students(batch):
+def test_a_condition_given_to_align_must_be_the_students_in_every_step(batch):
     x0, noise, t, y = batch
     align = SelfAlignment(DiT(), selfalign.SRALoss(**LOSS))
-    align.model(*seen(batch))
-    with pytest.raises(
-        ValueError, match=r"must be called as the student was. Received: y: shape \(4,\) \[.* after label dropout"
-    ):
-        align(x0, noise, t, (y + 1) % 10)
-    align.model(*seen(batch))
-    with pytest.raises(
-        ValueError, match=r"in the order of the model's call, or none of it. Received: 2 tensors for 1 of the call"
-    ):
-        align(x0, noise, t, y, y)
-    align.model(*seen(batch))
-    align(x0, noise, t, y)
+    for given in ({"y": y}, {}):
+        align.model(*seen(batch))
+        align(x0, noise, t, *([] if given else [y]), **given)
+        align.model(*seen(batch))
+        with pytest.raises(
+            ValueError, match=r"called as the student was. Received: the condition\[0\]: shape \(4,\) .* label dropout"
+        ):
+            align(x0, noise, t, (y + 1) % 10)
+
+
+def test_a_sample_that_the_loop_scales_is_refused(batch):
+    """As EDM's preconditioning does: the teacher would see another scale."""
+    align = SelfAlignment(DiT(), selfalign.SRALoss(**LOSS))
+    x_t, t, y = seen(batch)
+    align.model(x_t * torch.rand(4, 1, 1), t, y)
+    with pytest.raises(ValueError, match=r"itself. Received: argument 0, a multiple of it. Attach to the model that scales it"):
+        align(*batch)
+
+
+def test_a_call_in_another_style_from_step_to_step(batch):
+    align = SelfAlignment(Recorder(), selfalign.SRALoss(**LOSS))
+    x_t, t, y = seen(batch)
+    for call in (lambda m: m(x_t, t, y), lambda m: m(hidden_states=x_t, class_labels=y, timestep=t), lambda m: m(x_t, t, y)):
+        call(align.model)
+        align(*batch)
+        assert align.teacher.calls[-1][2] is y
+
+
+def test_unchecked_calls_are_repeated_all_the_same(batch):
+    align = SelfAlignment(Recorder(), selfalign.SRALoss(**LOSS), check_condition=False)
+    x_t, t, y = seen(batch)
+    align.model(x_t, 1000 * t, y)
+    align(*batch[:3], u=torch.zeros(4))
+    assert torch.equal(align.teacher.calls[-1][1], 1000 * t)
+    assert align.teacher.calls[-1][2] is y
+
+
+def test_two_arguments_that_may_be_the_time_are_refused(batch):
+    class Interval(DiT):
+        def forward(self, x, t, t_end, y):
+            return super().forward(x, t + t_end, y)
+
+    align = SelfAlignment(Interval(), selfalign.SRALoss(**LOSS))
+    x_t, t, y = seen(batch)
+    align.model(x_t, t, t.clone(), y)
+    with pytest.raises(ValueError, match=r"Received: 2 arguments like t \(as it is"):
+        align(*batch[:3])
+
+
+def test_whole_numbers_may_be_rounded(batch):
+    align = SelfAlignment(Recorder(), selfalign.SRALoss(**LOSS))
+    x_t, t, y = seen(batch)
+    align.model(x_t, (1000 * t).round().long(), y)
+    u = torch.rand(4)
+    align(*batch[:3], u=u)
+    assert torch.equal(align.teacher.calls[-1][1], (1000 * align.loss.teacher_time(t, u)).round().long())
 
 
 def test_another_time_than_the_students(batch):
     align = SelfAlignment(DiT(), selfalign.SRALoss(**LOSS))
     x_t, t, y = seen(batch)
     align.model(x_t, t / 7, y)
-    with pytest.raises(ValueError, match=r"the x0, noise and t of align\(\). Received: not .* t: as it is, in thousandths"):
+    with pytest.raises(
+        ValueError, match=r"the x0, noise and t of align\(\). Received: no arguments like t \(as it is, in thousandths"
+    ):
         align(*batch)
 
 
@@ -121,7 +167,8 @@ def test_another_sample_is_warned_of_once(batch):
     align = SelfAlignment(DiT(), selfalign.SRALoss(**LOSS, path=selfalign.paths.Linear(noise_at=0.0)))
     align.model(*seen(batch))
     with pytest.warns(
-        UserWarning, match=r"the sample that the model saw. Received: x shape .* not path.add_noise.* direction of time"
+        UserWarning,
+        match=r"the sample that the model saw. Received: argument 0 shape .* not path.add_noise.* direction of time",
     ):
         align(*batch)
     align.model(*seen(batch))
@@ -159,9 +206,7 @@ def test_a_sample_inside_a_list_needs_a_function(batch):
     x_t = selfalign.paths.Linear().add_noise(x0, noise, t)
     with SelfAlignment(model := Listed(), selfalign.SRALoss(**LOSS)) as align:
         model(list(x_t), t, y)
-        with pytest.raises(
-            ValueError, match=r"not exactly one argument like x_t.*If your call arranges them otherwise, pass call="
-        ):
+        with pytest.raises(ValueError, match=r"no arguments like x_t.*scales them otherwise, pass call="):
             align(x0, noise, t)
     with SelfAlignment(model, selfalign.SRALoss(**LOSS), call=lambda m, x, t, y: m(list(x), t, y)) as align:
         model(list(x_t), t, y)
@@ -187,7 +232,7 @@ def test_features_on_a_grid_of_a_unet_of_diffusers():
     align.detach()
     align = SelfAlignment(model, loss, student="down_blocks.0", teacher="mid_block", width=16)
     model(align.path.add_noise(x0, noise, t), t)
-    with pytest.raises(ValueError, match=r"same shape \[B, N, D\]. Received: student \(2, 16, 16\), teacher \(2, 16, 32\)"):
+    with pytest.raises(ValueError, match=r"width on one axis.* Received: mid_block: shape \(2, 32, 4, 4\), width 16. Pass"):
         align(x0, noise, t)
 
 
@@ -257,7 +302,7 @@ def test_ragged_text_in_front_of_lumina2s_tokens():
     noise, t = torch.randn_like(x0), torch.rand(2)
     model(hidden_states=align.path.add_noise(x0, noise, t), timestep=1 - t, return_dict=False, **condition)
     taken, take = [], align._tap.take
-    align._tap.take = lambda select: taken.append(take(select)) or taken[-1]
+    align._tap.take = lambda *a: taken.append(take(*a)) or taken[-1]
     align(x0, noise, t)
     assert torch.equal(taken[0][0], outputs[0][0, 7:23])
     assert torch.equal(taken[0][1], outputs[0][1, 4:20])
@@ -283,3 +328,79 @@ def test_gaps_are_new_in_every_call_and_the_same_in_a_resumed_run():
     assert not torch.equal(first[0], first[1])
     assert torch.equal(first, run(1))
     assert not torch.equal(first, run(2))
+
+
+def test_features_with_the_width_last_and_with_both_axes_alike():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+
+        def forward(self, x, t):
+            for layer in self.layers:
+                x = x + layer(x)
+            return x
+
+    for side, options in ((4, {}), (4, {"example": (torch.randn(2, 4, 4, 6), torch.rand(2))}), (6, {})):
+        x0, noise, t = torch.randn(2, side, side, 6), torch.randn(2, side, side, 6), torch.rand(2)
+        align = SelfAlignment(Last(), selfalign.SRALoss(**LOSS | {"teacher_layer": 3}), **options)
+        assert next(iter(align.projector.parameters())).shape[0] == 6
+        align.model(align.path.add_noise(x0, noise, t), t)
+        if side == 4:
+            align(x0, noise, t, loss_mask=torch.ones(2, 16)).backward()
+        else:
+            with pytest.raises(ValueError, match=r"width on one axis.* Received: layers.1: shape \(2, 6, 6, 6\)"):
+                align(x0, noise, t)
+
+
+def test_a_trunk_of_mixed_blocks_is_a_candidate():
+    class Gated(Block):
+        pass
+
+    model = DiT()
+    model.blocks = nn.ModuleList(kind(16) for kind in (Block, Gated, Block, Gated, Block, Gated))
+    with SelfAlignment(model, selfalign.SRALoss(**LOSS)) as align:
+        assert align.taps == ["blocks.1", "blocks.3"]
+    model.context_refiner = nn.ModuleList(Block(16) for _ in range(4))
+    with pytest.raises(ValueError, match=r"found 'blocks' \(6 x Block\), 'context_refiner' \(4 x Block\)"):
+        SelfAlignment(model, selfalign.SRALoss(**LOSS))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_writing_in_place_after_the_tapped_block_changes_nothing(batch, compiled):
+    class InPlace(DiT):
+        def forward(self, x, t, y):
+            x, c = self.x_embedder(x), self.embed_time(t) + self.embed_label(y)
+            for block in self.blocks:
+                x = block(x, c)
+                x += 0.5
+            return self.final_layer(x)
+
+    loss = selfalign.SRALoss(student_layer=3, teacher_layer=3, allow_same_layer=True, max_gap=0.1)
+    align = SelfAlignment(InPlace(), loss)
+    align.projector.forward = lambda tokens: tokens
+    run = torch.compile(align.model, backend="aot_eager") if compiled else align.model
+    run(*seen(batch))
+    assert align(*batch, u=torch.zeros(4)).item() < 1e-6  # the same input, layer and weights
+
+
+def test_padding_in_pytorchs_own_encoder_layers():
+    """Whose way of inference would drop padded tokens from the teacher's features."""
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 4)
+
+        def forward(self, x, t, padding):
+            return self.encoder(x + t[:, None, None], src_key_padding_mask=padding)
+
+    x0, noise, t = torch.randn(4, 5, 16), torch.randn(4, 5, 16), torch.rand(4)
+    padding = torch.zeros(4, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    align = SelfAlignment(Encoder(), selfalign.SRALoss(**LOSS | {"teacher_layer": 3}))
+    align.model(align.path.add_noise(x0, noise, t), t, padding)
+    assert torch.isfinite(align(x0, noise, t, loss_mask=~padding))
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -155,6 +155,56 @@ def test_a_step_that_the_scaler_skips_is_no_step_of_the_ema(loss, batch, writes_
     assert any(not torch.equal(before[name], tensor) for name, tensor in align.teacher.state_dict().items())
 
 
+def test_a_step_of_an_optimizer_that_writes_past_the_counters_is_seen_with_a_projector_at_rest(loss, batch):
+    model = DiT()
+    align = SelfAlignment(model, loss)
+    align.projector.requires_grad_(False)
+    for step in range(1, 3):
+        (model(*seen(batch)).square().mean() + align(*batch)).backward()
+        for p in model.parameters():
+            p.data = p.data - 0.1 * p.grad
+        align.update()
+        assert align.step == step
+
+
+def test_a_term_on_every_second_step(make_loop, loss, batch):
+    loop = make_loop(DiT(), loss)
+    for step in range(4):
+        total = loop.forward(*batch) + (loop.align(*batch) if step % 2 == 0 else 0)
+        total.backward()
+        loop.optimizer.step()
+        loop.optimizer.zero_grad()
+        loop.align.update()
+    assert loop.align.step == 4
+
+
+def test_validation_between_two_steps_changes_nothing(loss, batch):
+    """Nor does a validation before the first step fix the teacher."""
+
+    def run(validate):
+        torch.manual_seed(0)
+        model = DiT()
+        align = SelfAlignment(model, loss, seed=1)
+        optimizer = torch.optim.SGD([*model.parameters(), *align.projector.parameters()], lr=0.1)
+        terms = []
+        for step in range(3):
+            if validate:
+                with torch.no_grad():
+                    align_term(model, align, batch, u=None)
+            if step == 0:
+                model.load_state_dict({name: tensor + 0.01 for name, tensor in model.state_dict().items()})
+            terms.append(align_term(model, align, batch, u=None))
+            terms[-1].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            align.update()
+        return torch.stack(terms), align.state_dict()
+
+    (first, state), (second, other) = run(False), run(True)
+    assert torch.equal(first, second)
+    assert state["terms"] == other["terms"] == 0
+
+
 # --------------------------------------------------------------------------- frameworks
 
 
@@ -238,7 +288,7 @@ def test_teacher_and_projector_follow_a_model_that_moves_after_attaching(loss, b
     model = DiT()
     align = SelfAlignment(model, loss)
     align._ema.student = copy.deepcopy(model).to("meta")
-    align._ema.start()
+    align._ema.start(trains=True)
     assert {p.device.type for p in align.teacher.parameters()} == {"meta"}
     align.projector.to("meta")
     model(*seen(batch))
@@ -381,9 +431,12 @@ def averages(average):
     return list(inner.parameters())
 
 
-def align_term(model, align, batch):
+HALFWAY = torch.full((4,), 0.5)
+
+
+def align_term(model, align, batch, u=HALFWAY):
     model(*seen(batch))
-    return align(*batch, u=torch.full((4,), 0.5))
+    return align(*batch, u=u)
 
 
 def test_diffusers_ema_is_followed_after_it_was_loaded(loss, batch):
@@ -409,6 +462,60 @@ def test_a_float32_ema_beside_a_half_precision_model(loss):
     term = align(x0.bfloat16(), noise.bfloat16(), t, u=torch.full((4,), 0.5))
     torch.testing.assert_close(term, expected, rtol=0.05, atol=0.02)
     term.backward()
+
+
+@pytest.mark.parametrize(("dtype", "offload"), [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)])
+def test_an_ema_written_into_the_teacher_stays(loss, dtype, offload):
+    batch = tuple(part.to(dtype) if part.is_floating_point() and part.ndim > 1 else part for part in make_batch())
+    model, ema = DiT().to(dtype), DiT().to(dtype)
+    align = SelfAlignment(model, loss, offload=offload)
+    align.teacher.load_state_dict(ema.state_dict())
+    optimizer = torch.optim.SGD([*model.parameters(), *align.projector.parameters()], lr=0.1)
+    align_term(model, align, batch).backward()
+    optimizer.step()
+    align.update()
+    assert_close(align.teacher.parameters(), ema.parameters(), rtol=0, atol=0.01)
+
+
+def test_what_a_copy_would_share_or_miss_is_refused(loss, batch):
+    model = DiT()
+    plain = model.blocks[2].forward
+    model.blocks[2].forward = lambda *args: plain(*args)
+    with pytest.raises(
+        ValueError, match=r"functions that hold its weights.*blocks.2.forward, replaced by .*compile a block by"
+    ):
+        SelfAlignment(model, loss)
+    del model.blocks[2].forward
+    align = SelfAlignment(model, loss)
+    with pytest.raises(TypeError, match=r"cannot be copied or pickled.*Received: copy, deepcopy or pickle. Build a new one"):
+        copy.deepcopy(align)
+    model.to(torch.bfloat16)
+    x0, noise, t, y = batch
+    model(*seen((x0.bfloat16(), noise.bfloat16(), t, y)))
+    with pytest.raises(ValueError, match=r"keep the dtype that .*torch.float32 then and torch.bfloat16 now. Convert the model"):
+        align(x0.bfloat16(), noise.bfloat16(), t)
+    model.float()
+    nn.utils.parametrizations.weight_norm(model.blocks[0].proj)
+    model(*seen(batch))
+    with pytest.raises(
+        ValueError, match=r"keep the parameters that .*no 'blocks.0.proj.weight' any more. Build .* after adding"
+    ):
+        align(*batch)
+
+
+def test_extra_state_of_modules_is_no_tensor(loss, batch):
+    class Extra(DiT):
+        def get_extra_state(self):
+            return {"scale": 1.0}
+
+        def set_extra_state(self, state):
+            pass
+
+    model = Extra()
+    align = SelfAlignment(model, loss)
+    align.load_state_dict(align.state_dict())
+    align.detach()
+    assert SelfAlignment(model, loss, teacher=copy.deepcopy(model)).step == 0
 
 
 def test_names_behind_wrappers_are_matched(loss, batch):
@@ -512,8 +619,8 @@ def test_a_hundred_steps_leave_no_hook_no_tensor_and_no_memory(loss, batch):
     references = train(100)
     gc.collect()
     assert [reference() for reference in references] == [None, None]
-    assert count_tensors() == before
-    assert alive[1] == alive[2]  # not one tensor more from step to step
+    assert count_tensors() <= before  # what other tests left may go meanwhile
+    assert alive[2] <= alive[1]  # not one tensor more from step to step
     assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
     with torch.no_grad():
         assert torch.equal(model(*seen(batch)), outputs)
