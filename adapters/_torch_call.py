@@ -44,7 +44,7 @@ class Call:
     def __init__(self, path: Path, function: Callable[..., Any] | None, trusted: bool) -> None:
         self.path, self.function, self.trusted = path, function, trusted
         self.layout: Layout | None = None
-        self.compared = self.warned = False
+        self.certain = self.compared = self.warned = False
 
     def prepare(self, module: nn.Module, called: Called, noised: Callable[[], Any], t: Any, condition: Called) -> None:
         """Before a teacher's forward, with the student's noised sample and its time: find the layout, and compare.
@@ -53,8 +53,8 @@ class Call:
             ValueError: the student was called with another time or condition. Another sample is a warning.
         """
         given = _places(called)
-        if self.function is None and (self.layout is None or not {*self.layout[:2]} <= given.keys()):
-            self.layout = self._find(module, given, noised(), t)
+        if self.function is None and (self.layout is None or not self.certain or not {*self.layout[:2]} <= given.keys()):
+            self.layout, self.certain = self._find(module, given, noised(), t)
         if self.trusted or (self.compared and t.device.type != "cpu"):
             return
         if self.function is not None:
@@ -80,15 +80,16 @@ class Call:
         args = [given.pop(place) for place in range(len(called[0]))]
         return module(*args, **{str(name): value for name, value in given.items()})
 
-    def _find(self, module: nn.Module, given: dict[int | str, Any], x: torch.Tensor, t: torch.Tensor) -> Layout:
+    def _find(self, module: nn.Module, given: dict[int | str, Any], x: torch.Tensor, t: torch.Tensor) -> tuple[Layout, bool]:
+        """The layout, and whether only one unit of time fits (all do where every time is 0)."""
         tensors = {place: value for place, value in given.items() if isinstance(value, torch.Tensor)}
         shaped = [place for place, value in tensors.items() if value.shape == x.shape]
         samples = [place for place in shaped if _close(tensors[place], x)] or shaped
-        times = {place: unit for place, value in tensors.items() if value.numel() == t.numel() and place not in samples
-                 if (unit := _unit(self.path, value, t)) is not None}  # fmt: skip
+        times = {place: units for place, value in tensors.items() if value.numel() == t.numel() and place not in samples
+                 if (units := _units(self.path, value, t))}  # fmt: skip
         if len(times) > 1:  # a label may equal the time by chance: names decide
             names: dict[Any, str] = dict(enumerate(inspect.signature(module.forward).parameters))
-            times = {place: unit for place, unit in times.items() if str(names.get(place, place)).startswith("t")}
+            times = {place: units for place, units in times.items() if str(names.get(place, place)).startswith("t")}
         for found, wanted in (
             (samples, "x_t = path.add_noise(x0, noise, t)"),
             (times, "t (as it is, in thousandths, or reversed)"),
@@ -98,7 +99,8 @@ class Call:
                               f"{len(found) or 'no'} arguments like {wanted}, among {_described(tensors)}",
                               "Pass align() what the student saw, and the loss a path with your direction of time. If your "
                               "call arranges or scales them otherwise, pass call=.")  # fmt: skip
-        return Layout(samples[0], *next(iter(times.items())))
+        ((place, units),) = times.items()
+        return Layout(samples[0], place, units[0]), len(units) == 1
 
     def _compare_layout(self, layout: Any, given: dict[int | str, Any], x: Any, t: Any, condition: Called) -> None:
         """The student's sample and time with the caller's, and the caller's condition with the student's."""
@@ -147,8 +149,8 @@ def _places(called: Called) -> dict[int | str, Any]:
     return places
 
 
-def _unit(path: Path, value: torch.Tensor, t: torch.Tensor) -> Unit | None:
-    """The usual way of telling a model the time that gives this value for t: the path's, another scale, data at the far end."""
+def _units(path: Path, value: torch.Tensor, t: torch.Tensor) -> list[Unit]:
+    """The usual ways of telling a model the time that give this value for t: the path's, another scale, data at the far end."""
     low, high = map(float, path.bounds)
     units: list[Unit] = [lambda t: t, lambda t: 1000 * t, lambda t: 1 - t, lambda t: 1000 - 1000 * t]
     if path.discrete:
@@ -156,9 +158,11 @@ def _unit(path: Path, value: torch.Tensor, t: torch.Tensor) -> Unit | None:
         units = [lambda t: t, lambda t: t / count, lambda t: 1 - t / count]
     elif (low, high) != (0.0, 1.0):
         units = [lambda t: t, lambda t: torch.log(t) / 4]  # EDM's sigma, and its noise conditioning
-    if not value.is_floating_point():
-        units += [lambda t, unit=unit: unit(t).round() for unit in units]  # type: ignore[misc]
-    return next((unit for unit in units if _close(value.flatten(), unit(t).to(value.dtype))), None)
+    rounded: list[Unit] = [lambda t, unit=unit: unit(t).round() for unit in units]  # type: ignore[misc]
+    for ways in (units, rounded):
+        if fitting := [unit for unit in ways if _close(value.flatten(), unit(t).to(value.dtype))]:
+            return fitting
+    return []
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -211,8 +211,8 @@ class SelfAlignment:
             x0: clean samples [B, ...], the ones the student saw noised.
             noise: the same noise as the student's.
             t: the student's times [B].
-            *condition, **conditions: what else the model was called with, after classifier-free dropout. Without `call=` it may
-                be left out: the student's own is repeated.
+            *condition, **conditions: what else the model was called with, after classifier-free dropout, for `call=`. Without
+                one the student's own is repeated; what is given here is compared with it, and may be left out.
             u: draws for the gap, uniform in [0, 1), [B]. Unless given, drawn from seed, step and rank; give them where several
                 processes work on one sample (tensor parallelism).
             loss_mask: booleans or weights over samples [B] or tokens [B, N].

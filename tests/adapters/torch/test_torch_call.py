@@ -25,6 +25,7 @@ class Recorder(DiT):
         return super().forward(hidden_states.float(), timestep.float().flatten() / 1000, class_labels)
 
 
+HALF = torch.full((4,), 0.5)
 WAYS = ["position", "name", "another order", "column", "whole numbers", "half precision"]
 
 
@@ -143,6 +144,16 @@ def test_two_arguments_that_may_be_the_time_are_refused(batch):
         align(*batch[:3])
 
 
+@pytest.mark.parametrize(("first", "tell"), [(0.0, LINEAR["thousandths"]), (0.5, LINEAR["reversed"])])
+def test_a_first_batch_whose_times_tell_nothing(batch, first, tell):
+    align = SelfAlignment(Recorder(), selfalign.SRALoss(**LOSS))
+    x0, noise, t, y = batch
+    for times in (torch.full((4,), first), t):
+        align.model(align.path.add_noise(x0, noise, times), tell(times), y)
+        align(x0, noise, times, u=HALF)
+    torch.testing.assert_close(align.teacher.calls[-1][1], tell(align.loss.teacher_time(t, HALF)))
+
+
 def test_whole_numbers_may_be_rounded(batch):
     align = SelfAlignment(Recorder(), selfalign.SRALoss(**LOSS))
     x_t, t, y = seen(batch)
@@ -172,7 +183,7 @@ def test_another_sample_is_warned_of_once(batch):
     ):
         align(*batch)
     align.model(*seen(batch))
-    align(*batch)
+    assert align(*batch).item() > 0
 
 
 def test_a_function_that_calls_otherwise_than_the_student_was(batch):
