@@ -71,12 +71,14 @@ class Condition(Hooks):
         output = self._reach(forward, t_teacher, indices)
         if self.checked or not self.student.training:
             return output
+        # Where did the student's forward draw random numbers? Without marks (a compiled model leaves none): anywhere
         before_blocks, anywhere = (not _same(marks[0], m) for m in marks[1:]) if len(marks) == 3 else (True, True)
-        if anywhere and self.unknown:
+        if anywhere and self.unknown:  # its dropped labels may be among indices that were not replayed, for they might be times
             self._find_timeless(forward, t, clean)
             output = self._reach(forward, t_teacher, indices)
-        if before_blocks:
+        if before_blocks:  # in another way than by indices, perhaps
             self._try_out(functools.partial(forward, t))
+        # done for good, unless all times were the clean end, where no embedding can be told to depend on time
         self.checked = not (anywhere and self.unknown and torch.equal(t, clean))
         return output
 
