@@ -130,7 +130,7 @@ class Call:
             return
         flat, other = student.detach().float().flatten(1), x.float().flatten(1)
         scale = (flat * other).sum(dim=1, keepdim=True) / other.square().sum(dim=1, keepdim=True).clamp(min=1e-12)
-        if _close(flat, scale * other):
+        if flat.shape[1] > 1 and bool((scale.abs() > 1e-3).all()) and _close(flat, scale * other):
             raise invalid("The model must have been called with path.add_noise(x0, noise, t) itself",
                           f"{name}, a multiple of it",
                           "Attach to the model that scales it, or pass call=, which scales for the teacher.")  # fmt: skip

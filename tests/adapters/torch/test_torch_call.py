@@ -114,6 +114,14 @@ def test_a_sample_that_the_loop_scales_is_refused(batch):
         align(*batch)
 
 
+@pytest.mark.filterwarnings("ignore:align.. must be given the sample")
+def test_no_sample_at_all_is_no_multiple(batch):
+    align = SelfAlignment(DiT(), selfalign.SRALoss(**LOSS))
+    x_t, t, y = seen(batch)
+    align.model(torch.zeros_like(x_t), t, y)
+    assert align(*batch).item() > 0
+
+
 def test_a_call_in_another_style_from_step_to_step(batch):
     align = SelfAlignment(Recorder(), selfalign.SRALoss(**LOSS))
     x_t, t, y = seen(batch)
