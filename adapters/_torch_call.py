@@ -43,7 +43,7 @@ class Call:
 
     def __init__(self, path: Path, function: Callable[..., Any] | None, trusted: bool) -> None:
         self.path, self.function, self.trusted = path, function, trusted
-        self.layout: Layout | None = None
+        self.layout: Layout  # once it was looked for; again, as long as it is not certain
         self.certain = self.compared = self.warned = False
 
     def prepare(self, module: nn.Module, called: Called, noised: Callable[[], Any], t: Any, condition: Called) -> None:
@@ -53,23 +53,26 @@ class Call:
             ValueError: the student was called with another time or condition. Another sample is a warning.
         """
         given = _places(called)
-        if self.function is None and (self.layout is None or not self.certain or not {*self.layout[:2]} <= given.keys()):
-            self.layout, self.certain = self._find(module, given, noised(), t)
-        if self.trusted or (self.compared and t.device.type != "cpu"):
+        unknown = self.function is None and not (self.certain and {*self.layout[:2]} <= given.keys())
+        settled = self.trusted or (self.compared and t.device.type != "cpu")
+        if settled and not unknown:
+            return
+        x = noised()
+        if unknown:
+            self.layout, self.certain = self._find(module, given, x, t)
+        if settled:
             return
         if self.function is not None:
-            args, kwargs = run_before(lambda: self(module, called, noised(), t, condition), module, "the model")
-            self._compare(_named(module, *called), _named(module, args, kwargs), noised())
+            args, kwargs = run_before(lambda: self(module, called, x, t, condition), module, "the model")
+            self._compare(_named(module, *called), _named(module, args, kwargs), x)
         else:
-            self._compare_layout(self.layout, given, noised(), t, condition)
+            self._compare_layout(self.layout, given, x, t, condition)
         self.compared = True
 
     def __call__(self, module: nn.Module, called: Called, x: Any, t: Any, condition: Called) -> Any:
         """The teacher's forward on x at t; `called` is the student's call, `condition` what the user gave beside x and t."""
         if self.function is not None:
             return self.function(module, x, t, *condition[0], **condition[1])
-        if self.layout is None:
-            raise invalid("The model's call must have been looked at", "no call before this one", "Call align() for it.")
         given, (sample, time, unit) = _places(called), self.layout
         if x.shape != given[sample].shape:
             raise invalid("align() must get the student's batch",
@@ -102,7 +105,7 @@ class Call:
         ((place, units),) = times.items()
         return Layout(samples[0], place, units[0]), len(units) == 1
 
-    def _compare_layout(self, layout: Any, given: dict[int | str, Any], x: Any, t: Any, condition: Called) -> None:
+    def _compare_layout(self, layout: Layout, given: dict[int | str, Any], x: Any, t: Any, condition: Called) -> None:
         """The student's sample and time with the caller's, and the caller's condition with the student's."""
         sample, time, unit = layout
         self._check_sample(f"argument {sample}" if isinstance(sample, int) else sample, given[sample], x)
@@ -212,6 +215,5 @@ def _value(tensor: torch.Tensor | None) -> str:
     return f"shape {tuple(tensor.shape)} [{first}{', ...' if tensor.numel() > 3 else ''}]"
 
 
-def _described(given: dict[Any, Any]) -> str:
-    return ", ".join(f"{name}: {_value(value) if isinstance(value, torch.Tensor) else type(value).__name__}"
-                     for name, value in given.items()) or "none"  # fmt: skip
+def _described(tensors: dict[Any, torch.Tensor]) -> str:
+    return ", ".join(f"{name}: {_value(tensor)}" for name, tensor in tensors.items()) or "none"

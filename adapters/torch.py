@@ -74,8 +74,8 @@ class SelfAlignment:
             own: the global random stream is the same with and without SRA.
         truncate: do without the blocks after the teacher's layer. Saves their memory; one cannot sample from `teacher` then.
         offload: keep float32 averages in CPU memory, and on the model's device only the teacher's copy in the model's dtype.
-        check_condition: before the first term, see that student and teacher are called alike, and that what the model drops of
-            its condition in training is dropped on both sides.
+        check_condition: see that student and teacher are called alike (on the CPU in each step, elsewhere in the first), and,
+            before the first term, that what the model drops of its condition in training is dropped on both sides.
         check_finite: look at all features in every step (a host sync) and raise where one is not finite.
         log_metrics: keep `loss.metrics` of each call in `metrics`, scalars on the device (no host sync).
 

@@ -423,3 +423,29 @@ def test_padding_in_pytorchs_own_encoder_layers():
     align.model(align.path.add_noise(x0, noise, t), t, padding)
     assert torch.isfinite(align(x0, noise, t, loss_mask=~padding))
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_another_batch_where_nothing_is_compared(batch):
+    align = SelfAlignment(DiT(), selfalign.SRALoss(**LOSS), check_condition=False)
+    align.model(*seen(batch))
+    align(*batch)
+    align.model(*seen(batch))
+    with pytest.raises(
+        ValueError, match=r"student's batch. Received: x0 of shape \(2, 5, 4\), after a model's call with \(4, 5, 4\)"
+    ):
+        align(*(part[:2] for part in batch))
+
+
+def test_tokens_without_text_where_text_should_be_in_front():
+    """Lumina2's refiner has blocks of the trunk's class, before text joins."""
+    from diffusers_models import FAMILIES
+
+    family = FAMILIES["Lumina2Transformer2DModel"]
+    model, (x0, condition) = family.build(), family.batch(2)
+    align = SelfAlignment(model, selfalign.SRALoss(**LOSS), student="noise_refiner.0", teacher="layers.3")
+    noise, t = torch.randn_like(x0), torch.rand(2)
+    model(hidden_states=align.path.add_noise(x0, noise, t), timestep=1 - t, return_dict=False, **condition)
+    with pytest.raises(
+        ValueError, match=r"must be joined in the block's output. Received: 16 tokens for 16 of the sample. Pass"
+    ):
+        align(x0, noise, t)
