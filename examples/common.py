@@ -4,6 +4,7 @@ import argparse
 import gzip
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -90,21 +91,33 @@ def train(run: Run, checkpoint: Path) -> bool:
     return not stop
 
 
-def main(parser: argparse.ArgumentParser, kind: type[Run]) -> None:
-    """Load the data, train or go on training, and draw samples."""
-    settings = parse(parser)
-    checkpoint = settings.out / f"checkpoint{kind.suffix}"
+def start(settings: argparse.Namespace, checkpoint: Path, make: Callable[["Data", argparse.Namespace], Any]) -> Any:
+    """The run that `make` gives for the data, new or as the checkpoint has it; and the folder it writes to."""
     try:
-        run = kind(load_data(settings), settings)
+        run = make(load_data(settings), settings)
         if settings.resume:
             run.load(checkpoint)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     settings.out.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def finish(run: Run, checkpoint: Path) -> None:
+    """Draw samples, and say where everything is."""
+    picture = run.settings.out / "samples.png"
+    draw_samples(run, picture)
+    print(f"Checkpoint: {checkpoint}\nSamples:    {picture}")
+
+
+def main(parser: argparse.ArgumentParser, kind: type[Run]) -> None:
+    """Load the data, train or go on training, and draw samples."""
+    settings = parse(parser)
+    checkpoint = settings.out / f"checkpoint{kind.suffix}"
+    run = start(settings, checkpoint, kind)
     if not train(run, checkpoint):
         raise SystemExit(f"Stopped at step {run.step}; the same command with --resume continues.")
-    draw_samples(run, settings.out / "samples.png")
-    print(f"Checkpoint: {checkpoint}\nSamples:    {settings.out / 'samples.png'}")
+    finish(run, checkpoint)
 
 
 def draw_samples(run: Run, file: Path, columns: int = 10) -> None:

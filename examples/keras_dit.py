@@ -193,13 +193,7 @@ class Progress(keras.callbacks.Callback):
 
 def main(settings: argparse.Namespace) -> None:
     checkpoint = settings.out / f"checkpoint{Run.suffix}"
-    try:
-        run = Run(common.load_data(settings), settings)
-        if settings.resume:
-            run.load(checkpoint)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    settings.out.mkdir(parents=True, exist_ok=True)
+    run = common.start(settings, checkpoint, Run)
     count = min(settings.save_every, settings.steps)  # of steps in an epoch
     done, left = run.step // count, math.ceil((settings.steps - run.step) / count)
     epochs = {"initial_epoch": done, "epochs": done + left}

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Sampler, TensorDataset
-from torch_sit import PATH, SiT, sample
+from torch_sit import PATH, SiT, draw, sample, tensors
 
 import selfalign
 from selfalign.adapters.torch import SelfAlignment
@@ -64,10 +64,7 @@ class AlignedSiT(L.LightningModule):
         # a function of seed, step, micro-batch and process, since Lightning's checkpoints hold no generators
         where = (self.settings.seed, self.global_step, batch_idx % self.settings.accumulate, self.global_rank)
         draws = torch.Generator(self.device).manual_seed(int(np.random.default_rng(where).integers(2**63)))
-        dropped = torch.rand(y.shape, generator=draws, device=self.device) < self.settings.label_dropout  # [B]
-        y = torch.where(dropped, self.model.null_class, y)  # outside the model: student and teacher see the same labels
-        noise = torch.randn(x0.shape, generator=draws, device=self.device)  # [B, C, H, W]
-        t = torch.rand(y.shape, generator=draws, device=self.device)  # [B]
+        y, noise, t = draw(x0, y, self.model.null_class, self.settings.label_dropout, draws)
 
         prediction = self.model(PATH.add_noise(x0, noise, t), t, y)  # [B, C, H, W]
         denoising = F.mse_loss(prediction, PATH.velocity(x0, noise, t))
@@ -103,11 +100,6 @@ class Batches(Sampler[list[int]]):
             yield from (part.tolist() for part in np.split(mine, self.trainer.accumulate_grad_batches))
 
 
-def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [N, H, W, C] and labels [N] as PyTorch has them: [N, C, H, W], and int64."""
-    return torch.tensor(images.transpose(0, 3, 1, 2)).contiguous(), torch.tensor(labels).long()
-
-
 # ------------------------------------------------------------------------------------------------------------- the training
 
 
@@ -127,32 +119,26 @@ class Run(common.Run):
 
     def sample(self, noise: np.ndarray, labels: np.ndarray) -> np.ndarray:
         teacher = self.module.align.teacher
-        x, y = (tensor.to(next(teacher.parameters()).device) for tensor in tensors(noise, labels))
+        x, y = tensors(noise, labels, next(teacher.parameters()).device)
         x = sample(teacher, x, y, self.settings.sampling_steps, self.settings.guidance)
         return x.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def main(settings: argparse.Namespace) -> None:
     checkpoint = settings.out / "checkpoint.ckpt"
-    try:
-        run = Run(common.load_data(settings), settings)
-        if settings.resume:
-            run.load(checkpoint)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    run = common.start(settings, checkpoint, Run)
     saving = ModelCheckpoint(settings.out, "checkpoint", every_n_train_steps=settings.save_every, enable_version_counter=False)
     trainer = L.Trainer(
         max_steps=settings.steps, accumulate_grad_batches=settings.accumulate, precision=settings.precision,
         accelerator="gpu" if torch.cuda.is_available() else "cpu", devices=settings.devices, callbacks=[saving],
         logger=False, enable_model_summary=False, use_distributed_sampler=False)  # Batches does that  # fmt: skip
-    loader = DataLoader(TensorDataset(*tensors(run.data.images, run.data.labels)), batch_sampler=Batches(run, trainer))
+    loader = DataLoader(TensorDataset(*tensors(run.data.images, run.data.labels, "cpu")), batch_sampler=Batches(run, trainer))
     trainer.fit(run.module, loader, ckpt_path=checkpoint if settings.resume else None)
     if trainer.global_step < settings.steps:
         raise SystemExit(f"Stopped at step {trainer.global_step}; with --resume, it continues from the last checkpoint.")
     trainer.save_checkpoint(checkpoint, weights_only=False)
     if trainer.is_global_zero:
-        common.draw_samples(run, settings.out / "samples.png")
-        print(f"Checkpoint: {checkpoint}\nSamples:    {settings.out / 'samples.png'}")
+        common.finish(run, checkpoint)
 
 
 PARSER = common.command_line(__doc__, "lightning_sit")

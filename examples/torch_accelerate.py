@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from rich.progress import track
-from torch_sit import PATH, SiT, sample
+from torch_sit import PATH, SiT, draw, sample, tensors
 
 import selfalign
 from selfalign.adapters.torch import SelfAlignment
@@ -44,7 +44,7 @@ class Run(common.Run):
         if min(settings.batch_size, len(data.images)) % parts:
             raise ValueError(f"A batch is divided evenly. Received: --batch-size {settings.batch_size} for {parts} parts, "
                              "processes times --accumulate. Choose a multiple.")  # fmt: skip
-        self.images, self.labels = self._tensors(data.images, data.labels)
+        self.images, self.labels = tensors(data.images, data.labels, self.device)
         torch.manual_seed(settings.seed)
         model = SiT(**common.shape(data, settings)).to(self.device)
         self.null_class = model.null_class
@@ -59,11 +59,6 @@ class Run(common.Run):
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         accelerator.register_for_checkpointing(self.align)  # SRA: so that save_state and load_state carry it
 
-    def _tensors(self, images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images [N, H, W, C] and labels [N] as PyTorch has them: [N, C, H, W], and int64."""
-        x, y = torch.tensor(images.transpose(0, 3, 1, 2)).contiguous(), torch.tensor(labels).long()
-        return x.to(self.device), y.to(self.device)
-
     def training_step(self) -> tuple[torch.Tensor, torch.Tensor]:
         rank, world, micro_batches = self.accelerator.process_index, self.accelerator.num_processes, self.settings.accumulate
         mine = torch.tensor(self.chosen()[rank::world], device=self.device)
@@ -71,10 +66,7 @@ class Run(common.Run):
         # a function of seed, step and process: nothing to save, and the same noise however the batch is divided
         seed = np.random.default_rng((self.settings.seed, self.step, rank)).integers(2**63)
         draws = torch.Generator(self.device).manual_seed(int(seed))
-        dropped = torch.rand(y.shape, generator=draws, device=self.device) < self.settings.label_dropout  # [B]
-        y = torch.where(dropped, self.null_class, y)  # outside the model: student and teacher see the same labels
-        noise = torch.randn(x0.shape, generator=draws, device=self.device)  # [B, C, H, W]
-        t = torch.rand(y.shape, generator=draws, device=self.device)  # [B]
+        y, noise, t = draw(x0, y, self.null_class, self.settings.label_dropout, draws)
         parts = zip(*(tensor.chunk(micro_batches) for tensor in (x0, y, noise, t)), strict=True)
         losses = torch.stack([self.micro_step(*part) for part in parts])  # [micro-batches, 2]
         self.step += 1
@@ -97,7 +89,7 @@ class Run(common.Run):
 
     def sample(self, noise: np.ndarray, labels: np.ndarray) -> np.ndarray:
         steps, guidance = self.settings.sampling_steps, self.settings.guidance
-        x = sample(self.align.teacher, *self._tensors(noise, labels), steps, guidance)
+        x = sample(self.align.teacher, *tensors(noise, labels, self.device), steps, guidance)
         return x.permute(0, 2, 3, 1).cpu().numpy()
 
     def fixed(self) -> dict[str, object]:
@@ -126,21 +118,14 @@ def main(settings: argparse.Namespace) -> None:
     """What every process runs. The first one also draws and shows the progress."""
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, gradient_accumulation_steps=settings.accumulate)
     checkpoint = settings.out / "checkpoint"
-    try:
-        run = Run(common.load_data(settings), settings, accelerator)
-        if settings.resume:
-            run.load(checkpoint)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    settings.out.mkdir(parents=True, exist_ok=True)
+    run = common.start(settings, checkpoint, lambda data, settings: Run(data, settings, accelerator))
     for _ in track(range(run.step, settings.steps), "training", disable=not accelerator.is_main_process):
         denoising, alignment = run.training_step()
         if run.step % settings.save_every == 0 or run.step == settings.steps:
             run.save(checkpoint)
             accelerator.print(f"step {run.step}: denoising {float(denoising):.3f}, SRA {float(alignment):.3f}")
     if accelerator.is_main_process:
-        common.draw_samples(run, settings.out / "samples.png")
-        print(f"Checkpoint: {checkpoint}\nSamples:    {settings.out / 'samples.png'}")
+        common.finish(run, checkpoint)
     accelerator.end_training()
 
 

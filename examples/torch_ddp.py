@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch_sit import PATH, SiT, sample
+from torch_sit import PATH, SiT, draw, sample, tensors
 
 import selfalign
 from selfalign.adapters.torch import SelfAlignment
@@ -41,7 +41,7 @@ class Run(common.Run):
         if min(settings.batch_size, len(data.images)) % self.world:
             raise ValueError("All processes take equal shares of a batch. Received: --batch-size "
                              f"{settings.batch_size} for {self.world} processes. Choose a multiple.")  # fmt: skip
-        self.images, self.labels = self._tensors(data.images, data.labels)
+        self.images, self.labels = tensors(data.images, data.labels, device)
         torch.manual_seed(settings.seed)
         self.model = SiT(**common.shape(data, settings)).to(device)
         loss = selfalign.SRALoss(student_layer=settings.student_layer, teacher_layer=settings.teacher_layer, path=PATH,
@@ -57,21 +57,13 @@ class Run(common.Run):
         parameters = [*self.model.parameters(), *self.align.projector.parameters()]  # SRA: the projector
         self.optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0)
 
-    def _tensors(self, images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images [N, H, W, C] and labels [N] as PyTorch has them: [N, C, H, W], and int64."""
-        x, y = torch.tensor(images.transpose(0, 3, 1, 2)).contiguous(), torch.tensor(labels).long()
-        return x.to(self.device), y.to(self.device)
-
     def training_step(self) -> tuple[torch.Tensor, torch.Tensor]:
         mine = torch.tensor(self.chosen()[self.rank :: self.world], device=self.device)
         x0, y = self.images[mine], self.labels[mine]  # [B, C, H, W], [B] of this process
         # a function of seed, step and process: so the checkpoint need not hold the state of every process's generator
         seed = np.random.default_rng((self.settings.seed, self.step, self.rank)).integers(2**63)
         draws = torch.Generator(self.device).manual_seed(int(seed))
-        dropped = torch.rand(y.shape, generator=draws, device=self.device) < self.settings.label_dropout  # [B]
-        y = torch.where(dropped, self.model.null_class, y)  # outside the model: student and teacher see the same labels
-        noise = torch.randn(x0.shape, generator=draws, device=self.device)  # [B, C, H, W]
-        t = torch.rand(y.shape, generator=draws, device=self.device)  # [B]
+        y, noise, t = draw(x0, y, self.model.null_class, self.settings.label_dropout, draws)
 
         prediction = self.parallel(PATH.add_noise(x0, noise, t), t, y)  # [B, C, H, W]
         denoising = F.mse_loss(prediction, PATH.velocity(x0, noise, t))
@@ -85,7 +77,7 @@ class Run(common.Run):
 
     def sample(self, noise: np.ndarray, labels: np.ndarray) -> np.ndarray:
         steps, guidance = self.settings.sampling_steps, self.settings.guidance
-        x = sample(self.align.teacher, *self._tensors(noise, labels), steps, guidance)
+        x = sample(self.align.teacher, *tensors(noise, labels, self.device), steps, guidance)
         return x.permute(0, 2, 3, 1).cpu().numpy()
 
     def fixed(self) -> dict[str, object]:
@@ -116,13 +108,7 @@ class Run(common.Run):
 def main(settings: argparse.Namespace, device: torch.device) -> None:
     """What every process runs. The first one also saves, draws and shows the progress."""
     checkpoint = settings.out / f"checkpoint{Run.suffix}"
-    try:
-        run = Run(common.load_data(settings), settings, device)
-        if settings.resume:
-            run.load(checkpoint)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    settings.out.mkdir(parents=True, exist_ok=True)
+    run = common.start(settings, checkpoint, lambda data, settings: Run(data, settings, device))
     for _ in track(range(run.step, settings.steps), "training", disable=run.rank > 0):
         denoising, alignment = run.training_step()
         if run.step % settings.save_every == 0 or run.step == settings.steps:
@@ -130,8 +116,7 @@ def main(settings: argparse.Namespace, device: torch.device) -> None:
             if run.rank == 0:  # its own share of the batch
                 print(f"step {run.step}: denoising {float(denoising):.3f}, SRA {float(alignment):.3f}")
     if run.rank == 0:
-        common.draw_samples(run, settings.out / "samples.png")
-        print(f"Checkpoint: {checkpoint}\nSamples:    {settings.out / 'samples.png'}")
+        common.finish(run, checkpoint)
 
 
 PARSER = common.command_line(__doc__, "torch_ddp")

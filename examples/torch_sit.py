@@ -104,6 +104,22 @@ class SiT(nn.Module):
 PATH = selfalign.paths.Linear()  # x_t = (1 - t) x0 + t noise: t = 0 is data, t = 1 is noise
 
 
+def tensors(images: np.ndarray, labels: np.ndarray, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [N, H, W, C] and labels [N] as PyTorch has them: [N, C, H, W], and int64."""
+    x, y = torch.tensor(images.transpose(0, 3, 1, 2)).contiguous(), torch.tensor(labels).long()
+    return x.to(device), y.to(device)
+
+
+def draw(
+    x0: torch.Tensor, y: torch.Tensor, null_class: int, dropout: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Labels [B] of which a share is dropped, noise [B, C, H, W] and times [B], from one stream of random numbers."""
+    dropped = torch.rand(y.shape, generator=generator, device=y.device) < dropout  # [B]
+    y = torch.where(dropped, null_class, y)  # outside the model: student and teacher see the same labels
+    noise = torch.randn(x0.shape, generator=generator, device=x0.device)  # [B, C, H, W]
+    return y, noise, torch.rand(y.shape, generator=generator, device=y.device)
+
+
 class Run(common.Run):
     """The model, its EMA, the optimizer, and the stream of random numbers."""
 
@@ -112,8 +128,8 @@ class Run(common.Run):
     def __init__(self, data: common.Data, settings: argparse.Namespace) -> None:
         super().__init__(data, settings)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        held_out = self._tensors(data.held_out_images, data.held_out_labels)
-        self.tensors = common.Data(*self._tensors(data.images, data.labels), *held_out, data.classes)
+        held_out = tensors(data.held_out_images, data.held_out_labels, self.device)
+        self.tensors = common.Data(*tensors(data.images, data.labels, self.device), *held_out, data.classes)
         torch.manual_seed(settings.seed)  # the model's first weights; SRA draws from generators of its own
         self.draws = torch.Generator(self.device).manual_seed(settings.seed + 1)  # noise, times, dropped labels
         self.model = SiT(**common.shape(data, settings)).to(self.device)
@@ -134,18 +150,10 @@ class Run(common.Run):
         """The averaged model, for sampling."""
         return self.align.teacher if self.align else self.average.module
 
-    def _tensors(self, images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images [N, H, W, C] and labels [N] as PyTorch has them: [N, C, H, W], and int64."""
-        x, y = torch.tensor(images.transpose(0, 3, 1, 2)).contiguous(), torch.tensor(labels).long()
-        return x.to(self.device), y.to(self.device)
-
     def training_step(self) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = torch.tensor(self.chosen(), device=self.device)
         x0, y = self.tensors.images[chosen], self.tensors.labels[chosen]  # [B, C, H, W], [B]
-        dropped = self._uniform(len(y)) < self.settings.label_dropout  # [B]
-        y = torch.where(dropped, self.model.null_class, y)  # outside the model: student and teacher see the same labels
-        noise = torch.randn(x0.shape, generator=self.draws, device=x0.device)  # [B, C, H, W]
-        t = self._uniform(len(x0))  # [B]
+        y, noise, t = draw(x0, y, self.model.null_class, self.settings.label_dropout, self.draws)
 
         prediction = self.model(PATH.add_noise(x0, noise, t), t, y)  # [B, C, H, W]
         denoising = F.mse_loss(prediction, PATH.velocity(x0, noise, t))
@@ -160,11 +168,8 @@ class Run(common.Run):
         self.step += 1
         return denoising.detach(), alignment.detach()
 
-    def _uniform(self, count: int) -> torch.Tensor:
-        return torch.rand(count, generator=self.draws, device=self.device)
-
     def sample(self, noise: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        x = sample(self.ema, *self._tensors(noise, labels), self.settings.sampling_steps, self.settings.guidance)
+        x = sample(self.ema, *tensors(noise, labels, self.device), self.settings.sampling_steps, self.settings.guidance)
         return x.permute(0, 2, 3, 1).cpu().numpy()
 
     def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | SelfAlignment]:
