@@ -1,0 +1,141 @@
+"""What the site has beside the pages in docs/: README, changelog and examples as pages, formulas, and all error messages.
+
+A hook of mkdocs; see mkdocs.yml. Nothing here needs a framework: sources are read, not imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+
+# files outside docs/ that are pages of the site: {file: page}
+PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+OTHER = {"CITATION.cff": "citing.md"}  # what a page of docs/ says in other words
+
+
+def examples() -> dict[str, str]:
+    """{file: page} of the examples."""
+    return {f"examples/{file.name}": f"examples/{file.stem}.md" for file in sorted((ROOT / "examples").glob("*.py"))}
+
+
+# ------------------------------------------------------------------------------------------------------ the package as it is
+
+
+def on_startup(**_: Any) -> None:
+    """The package as it is when installed, with the adapters inside: the reference is read from there."""
+    package = ROOT / "build" / "reference" / "selfalign"
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(ROOT / "selfalign", package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "adapters", package / "adapters", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+# ------------------------------------------------------------------------------------------------------------------ the pages
+
+
+def on_config(config: Any) -> Any:
+    entries = [{Path(file).stem: page} for file, page in examples().items()]
+    for entry in config.nav:
+        if "Examples" in entry:
+            entry["Examples"] = entries
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    for source, page in {**PAGES, **examples()}.items():
+        text = (ROOT / source).read_text("utf-8")
+        text = relinked(text, page) if source.endswith(".md") else example_page(source, text)
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def example_page(source: str, text: str) -> str:
+    """An example as a page: its docstring's first line, and all of it as code."""
+    title = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    return f"# {Path(source).name}\n\n{title}\n\n```python\n{text}```\n"
+
+
+def relinked(text: str, page: str) -> str:
+    """Links of a file in the root of the repository, as links of a page in the root of the site."""
+    pages = {**PAGES, **OTHER, **examples()}
+
+    def link(match: re.Match[str]) -> str:
+        target, hash_, anchor = match[1].partition("#")
+        return f"]({pages.get(target, target.removeprefix('docs/'))}{hash_}{anchor})"
+
+    return re.sub(r"\]\((?!\w+://)([^)]+)\)", link, text)
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links from docs/ to the examples lead to their pages; formulas become MathML, which browsers draw by themselves."""
+    markdown = re.sub(r"\]\(\.\./(examples/\w+)\.py\)", r"](\1.md)", markdown)
+    if page.file.src_uri == "errors.md":
+        markdown += "\n" + errors()
+    blocks = re.compile(r"^```math\n(.*?)^```$", re.M | re.S)
+    markdown = blocks.sub(lambda m: f'<div class="formula">{formula(m[1], "block")}</div>', markdown)
+    return re.sub(r"\$`([^`]+)`\$", lambda m: formula(m[1], "inline"), markdown)
+
+
+def formula(tex: str, display: Any) -> str:
+    return re.sub(r"\s*\n\s*", "", convert(tex.strip(), display=display))
+
+
+# ----------------------------------------------------------------------------------------------------------------- the errors
+
+
+def errors() -> str:
+    """Every message of the library, by module: a heading with its rule, and below what was received and what to do."""
+    parts = []
+    for file in sorted([*(ROOT / "selfalign").glob("*.py"), *(ROOT / "adapters").glob("*.py")], key=module_of):
+        entries = dict.fromkeys(messages(ast.parse(file.read_text("utf-8"))))
+        if entries:
+            parts.append(f"## {module_of(file)}\n")
+            parts += [f"### {escaped(rule)}\n\n{escaped(rest)}\n\n*{kind}*\n" for kind, rule, rest in entries]
+    return "\n".join(parts)
+
+
+def module_of(file: Path) -> str:
+    package = "selfalign.adapters" if file.parent.name == "adapters" else "selfalign"
+    return package if file.stem == "__init__" else f"{package}.{file.stem}"
+
+
+def messages(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
+    """(kind, rule, the rest) of every error and warning that a module can give."""
+    for node in ast.walk(tree):
+        name = getattr(getattr(node, "func", None), "attr", getattr(getattr(node, "func", None), "id", ""))
+        if not isinstance(node, ast.Call) or name not in ("invalid", "ValueError", "TypeError", "ImportError", "warn"):
+            continue
+        if name == "invalid":
+            rule, received, fix = (text(argument) for argument in node.args)
+            yield "ValueError", rule, f"Received: {received}. {fix}"
+        elif node.args and (whole := text(node.args[0])) and " " in whole and "Received: " in whole:
+            rule, _, rest = whole.partition(" Received: ")
+            yield {"warn": "warning"}.get(name, name), rule.rstrip("."), f"Received: {rest}"
+
+
+def text(node: ast.expr) -> str:
+    """A message as text; what is known only when it happens stands as its name in braces."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text(part) for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return text(node.value)
+    if isinstance(node, ast.BinOp):
+        return text(node.left) + text(node.right)
+    if isinstance(node, ast.IfExp):
+        return f"{text(node.body)} (or: {text(node.orelse)})"
+    names = [part.id for part in ast.walk(node) if isinstance(part, ast.Name)]
+    return "{" + (names[-1] if isinstance(node, ast.Call) and names else names[0] if names else "value") + "}"
+
+
+def escaped(message: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", message).replace("\n", " ")
