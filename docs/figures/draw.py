@@ -31,8 +31,8 @@ RUNS = {
     "expect_frozen": {"frozen": ("update() never called", RED), "healthy": ("called", GREY)},
 }  # fmt: skip
 PANELS = {
-    "expect_healthy": ("denoising", "weight", "distance", "cosine", "teacher_norm", "drift"),
-    "expect_l2": ("denoising", "cosine", "student_norm"),
+    "expect_healthy": ("denoising", "weight", "cosine", "student_norm", "teacher_norm", "drift"),
+    "expect_l2": ("denoising", "alignment", "teacher_norm"),
     "expect_direction": ("denoising", "alignment", "cosine"),
     "expect_frozen": ("cosine", "teacher_norm", "drift"),
 }
@@ -40,9 +40,8 @@ TITLES = {
     "denoising": "denoising loss",
     "alignment": "weighted term",
     "weight": "weight of the term",
-    "distance": "1 - cosine",
     "cosine": "cosine",
-    "student_norm": "norm of projected student tokens",
+    "student_norm": "norm of student tokens, projected",
     "teacher_norm": "norm of teacher tokens",
     "drift": "distance of teacher from model",
 }
@@ -53,9 +52,9 @@ def method(ink: str, faint: str) -> Figure:
     figure, axis = pyplot.subplots(figsize=(7.6, 4.1))
     axis.set(xlim=(0, 15.2), ylim=(0, 8.2), aspect="equal")
     axis.axis("off")
-    image = load_digits().images[12] / 8 - 1  # [8, 8], from -1 to 1
+    image = load_digits().images[3] / 8 - 1  # [8, 8], from -1 to 1
     noise = np.random.default_rng(3).standard_normal(image.shape)
-    rows = {"student": (5.0, 0.6, 3, r"$x_t$", r"$t = 0.6$"), "teacher": (0.9, 0.45, 8, r"$x_{t'}$", r"$t' = t - k = 0.45$")}
+    rows = {"student": (5.0, 0.5, 3, r"$x_t$", r"$t = 0.5$"), "teacher": (0.9, 0.35, 8, r"$x_{t'}$", r"$t' = t - k = 0.35$")}
     blocks = {}
     for name, (y, t, layer, sample, time) in rows.items():
         axis.imshow((1 - t) * image + t * noise, cmap="gray", extent=(0.2, 2.4, y, y + 2.2), vmin=-1.6, vmax=1.6, zorder=2)
@@ -92,7 +91,7 @@ def curves(name: str, ink: str, faint: str) -> Figure:
         for run, (label, color) in RUNS[name].items():
             axis.plot(results[run]["step"], results[run][column], color=color, linewidth=1.3, label=label)
         axis.set_title(TITLES[column], fontsize=8.5, color=ink)
-        if column in ("student_norm",):
+        if name == "expect_l2" and column != "denoising":
             axis.set_yscale("log")
         axis.set_facecolor("none")
         axis.tick_params(colors=ink, labelsize=7.5)

@@ -77,6 +77,8 @@ def relinked(text: str, page: str) -> str:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links from docs/ to the examples lead to their pages; formulas become MathML, which browsers draw by themselves."""
     markdown = re.sub(r"\]\(\.\./(examples/\w+)\.py\)", r"](\1.md)", markdown)
+    for file, target in {**PAGES, **OTHER}.items():
+        markdown = re.sub(rf"\]\(\.\./{re.escape(file)}(?=[)#])", f"]({target}", markdown)
     if page.file.src_uri == "errors.md":
         markdown += "\n" + errors()
     blocks = re.compile(r"^```math\n(.*?)^```$", re.M | re.S)
