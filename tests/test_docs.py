@@ -89,6 +89,20 @@ loss = selfalign.SRALoss(student_layer=2, teacher_layer=4)
 backbone, images = functional(), numpy.random.default_rng(0).normal(size=(32, 5, 4)).astype("float32")
 labels, noisy_images, times = numpy.arange(32) % 10, images, numpy.ones(32, "float32")
 """
+START_TORCH = """
+for text in (".*does not have many workers", ".*logging interval", ".*litlogger", ".*LeafSpec"):
+    warnings.filterwarnings("ignore", text)  # Lightning's advice
+warnings.filterwarnings("ignore", module="diffusers|torch")
+"""
+START_KERAS = "warnings.filterwarnings('ignore', '__array__ implementation')"
+EXPECT = (
+    README_TORCH
+    + """
+import selfalign
+from selfalign.adapters.torch import SelfAlignment
+loss = selfalign.SRALoss(student_layer=0.25, teacher_layer=0.7)
+"""
+)
 NOTE = "\nterms.append(globals().get('term')); shapes.append(student_tokens.shape)"  # after each block
 # what a page takes for granted, its blocks, and what must be true afterwards
 RUNS = {
@@ -96,6 +110,17 @@ RUNS = {
     "README.md, JAX": (README_JAX, blocks("README.md")[1:2], "assert teacher.step == len(loader)"),
     "README.md, Keras on torch": ("os.environ['KERAS_BACKEND'] = 'torch'\n" + README_KERAS, blocks("README.md")[2:], KERAS_RAN),
     "README.md, Keras on jax": ("os.environ['KERAS_BACKEND'] = 'jax'\n" + README_KERAS, blocks("README.md")[2:], KERAS_RAN),
+    "docs/start.md, PyTorch": (
+        START_TORCH,
+        blocks("docs/start.md")[:5],
+        "assert module.align.step == align.step == 4 ",
+    ),
+    "docs/start.md, JAX": ("", blocks("docs/start.md")[5:9], "assert teacher.step == 4"),
+    "docs/start.md, Keras": (START_KERAS, blocks("docs/start.md")[9:], "assert int(model.steps) == 8 and samples_from.weights"),
+    "docs/settings.md": ("", blocks("docs/settings.md"), ""),
+    "docs/from_official.md": ("", blocks("docs/from_official.md"), ""),
+    "docs/extending.md": ("", blocks("docs/extending.md"), "assert average.keys() == model.state_dict().keys()"),
+    "docs/expect.md": (EXPECT, blocks("docs/expect.md"), "assert sorted(logged)[:2] == ['cosine', 'distance'] and align.step == 0"),
     "docs/jax.md": (
         DOCS_JAX,
         [block + NOTE for block in blocks("docs/jax.md")],

@@ -8,14 +8,19 @@ from __future__ import annotations
 import ast
 import re
 import shutil
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs" / "tools"))
+
+from messages import all_messages
+from names import missing
 
 # files outside docs/ that are pages of the site: {file: page}
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
@@ -32,6 +37,8 @@ def examples() -> dict[str, str]:
 
 def on_startup(**_: Any) -> None:
     """The package as it is when installed, with the adapters inside: the reference is read from there."""
+    if wrong := missing(ROOT):
+        raise PluginError("Every public name must be documented. " + "; ".join(wrong))
     package = ROOT / "build" / "reference" / "selfalign"
     shutil.rmtree(package, ignore_errors=True)
     shutil.copytree(ROOT / "selfalign", package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -81,13 +88,29 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = re.sub(rf"\]\(\.\./{re.escape(file)}(?=[)#])", f"]({target}", markdown)
     if page.file.src_uri == "errors.md":
         markdown += "\n" + errors()
+    return with_marks(markdown, page)
+
+
+def with_marks(markdown: str, page: Any) -> str:
+    """Formulas, ```math blocks and $`inline` ones, as marks: Markdown must not read them."""
+    page.formulas = []
+
+    def mark(tex: str, display: str) -> str:
+        page.formulas.append(formula(tex, display))
+        return f"FORMULA{len(page.formulas) - 1}END"
+
     blocks = re.compile(r"^```math\n(.*?)^```$", re.M | re.S)
-    markdown = blocks.sub(lambda m: f'<div class="formula">{formula(m[1], "block")}</div>', markdown)
-    return re.sub(r"\$`([^`]+)`\$", lambda m: formula(m[1], "inline"), markdown)
+    markdown = blocks.sub(lambda m: f'<div class="formula">{mark(m[1], "block")}</div>', markdown)
+    return re.sub(r"\$`([^`]+)`\$", lambda m: mark(m[1], "inline"), markdown)
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    return re.sub(r"FORMULA(\d+)END", lambda m: page.formulas[int(m[1])], html)
 
 
 def formula(tex: str, display: Any) -> str:
-    return re.sub(r"\s*\n\s*", "", convert(tex.strip(), display=display))
+    """TeX as MathML on one line; a prime is an operator, or it stands too low."""
+    return re.sub(r"\s*\n\s*", "", convert(tex.strip(), display=display)).replace("<mi>&#x02032;</mi>", "<mo>&#x02032;</mo>")
 
 
 # ----------------------------------------------------------------------------------------------------------------- the errors
@@ -96,47 +119,10 @@ def formula(tex: str, display: Any) -> str:
 def errors() -> str:
     """Every message of the library, by module: a heading with its rule, and below what was received and what to do."""
     parts = []
-    for file in sorted([*(ROOT / "selfalign").glob("*.py"), *(ROOT / "adapters").glob("*.py")], key=module_of):
-        entries = dict.fromkeys(messages(ast.parse(file.read_text("utf-8"))))
-        if entries:
-            parts.append(f"## {module_of(file)}\n")
-            parts += [f"### {escaped(rule)}\n\n{escaped(rest)}\n\n*{kind}*\n" for kind, rule, rest in entries]
+    for module, entries in all_messages(ROOT).items():
+        parts.append(f"## {module}\n")
+        parts += [f"### {escaped(rule)}\n\n{escaped(rest)}\n\n*{kind}*\n" for kind, rule, rest in entries]
     return "\n".join(parts)
-
-
-def module_of(file: Path) -> str:
-    package = "selfalign.adapters" if file.parent.name == "adapters" else "selfalign"
-    return package if file.stem == "__init__" else f"{package}.{file.stem}"
-
-
-def messages(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
-    """(kind, rule, the rest) of every error and warning that a module can give."""
-    for node in ast.walk(tree):
-        name = getattr(getattr(node, "func", None), "attr", getattr(getattr(node, "func", None), "id", ""))
-        if not isinstance(node, ast.Call) or name not in ("invalid", "ValueError", "TypeError", "ImportError", "warn"):
-            continue
-        if name == "invalid":
-            rule, received, fix = (text(argument) for argument in node.args)
-            yield "ValueError", rule, f"Received: {received}. {fix}"
-        elif node.args and (whole := text(node.args[0])) and " " in whole and "Received: " in whole:
-            rule, _, rest = whole.partition(" Received: ")
-            yield {"warn": "warning"}.get(name, name), rule.rstrip("."), f"Received: {rest}"
-
-
-def text(node: ast.expr) -> str:
-    """A message as text; what is known only when it happens stands as its name in braces."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(text(part) for part in node.values)
-    if isinstance(node, ast.FormattedValue):
-        return text(node.value)
-    if isinstance(node, ast.BinOp):
-        return text(node.left) + text(node.right)
-    if isinstance(node, ast.IfExp):
-        return f"{text(node.body)} (or: {text(node.orelse)})"
-    names = [part.id for part in ast.walk(node) if isinstance(part, ast.Name)]
-    return "{" + (names[-1] if isinstance(node, ast.Call) and names else names[0] if names else "value") + "}"
 
 
 def escaped(message: str) -> str:
