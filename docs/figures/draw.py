@@ -1,7 +1,7 @@
 """Draws the figures of the site from docs/figures/runs.csv, and the method's: each in a light and a dark version.
 
-    python docs/figures/draw.py            into docs/figures/
-    python docs/figures/draw.py --out DIR
+python docs/figures/draw.py            into docs/figures/
+python docs/figures/draw.py --out DIR
 """
 
 import argparse
@@ -49,7 +49,7 @@ TITLES = {
 
 def method(ink: str, faint: str) -> Figure:
     """One sample at two noise levels, two networks, and the arrow from the teacher's layer to the student's."""
-    figure, axis = pyplot.subplots(figsize=(7.6, 4.1))
+    figure, axis = pyplot.subplots(figsize=(6.4, 3.45))
     axis.set(xlim=(0, 15.2), ylim=(0, 8.2), aspect="equal")
     axis.axis("off")
     image = load_digits().images[3] / 8 - 1  # [8, 8], from -1 to 1
@@ -71,7 +71,7 @@ def method(ink: str, faint: str) -> Figure:
     axis.text(12.2, 6.1, "prediction:\ndenoising loss", va="center", color=ink, fontsize=9)
     axis.text(12.2, 2.0, "not run", va="center", color=ink, fontsize=9)
     axis.text(3.4, 7.25, "student: trained", color=ink, fontsize=10, va="bottom")
-    axis.text(3.4, 0.85, "teacher: EMA of the student, no gradient", color=ink, fontsize=10, va="top")
+    axis.text(3.4, 0.8, "teacher: EMA of the student, no gradient", color=ink, fontsize=10, va="top")
     (student, low), (teacher, high) = blocks["student"], (blocks["teacher"][0], blocks["teacher"][1] + 2.1)
     projector = (student - 0.95, 3.75)
     axis.add_patch(Rectangle(projector, 1.9, 0.62, facecolor="none", edgecolor=RED))
@@ -86,8 +86,11 @@ def method(ink: str, faint: str) -> Figure:
 def curves(name: str, ink: str, faint: str) -> Figure:
     """One panel for each quantity, one line for each run."""
     results, panels = read(), PANELS[name]
-    figure, axes = pyplot.subplots(-(-len(panels) // 3), 3, figsize=(7.6, 2.35 * -(-len(panels) // 3) + 0.35), squeeze=False)
-    for axis, column in zip(axes.flat, panels, strict=True):
+    rows = -(-len(panels) // 2)
+    figure, axes = pyplot.subplots(rows, 2, figsize=(5.6, 1.95 * rows + 0.3 * len(RUNS[name])), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, column in zip(axes.flat, panels, strict=False):
         for run, (label, color) in RUNS[name].items():
             axis.plot(results[run]["step"], results[run][column], color=color, linewidth=1.3, label=label)
         axis.set_title(TITLES[column], fontsize=8.5, color=ink)
@@ -98,11 +101,10 @@ def curves(name: str, ink: str, faint: str) -> Figure:
         axis.grid(color=faint, linewidth=0.4)
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[["left", "bottom"]].set_color(faint)
-    for axis in axes[-1]:
         axis.set_xlabel("step", fontsize=8, color=ink)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=8, frameon=False, labelcolor=ink)
-    figure.tight_layout(rect=(0, 0.28 / figure.get_figheight(), 1, 1))
+    figure.legend(handles, labels, loc="lower left", ncols=1, fontsize=8, frameon=False, labelcolor=ink)
+    figure.tight_layout(rect=(0, (0.1 + 0.19 * len(labels)) / figure.get_figheight(), 1, 1))
     return figure
 
 

@@ -28,14 +28,17 @@ SEARCHES = {
     "The projector must be trained with the model": "errors.html",
     "x0 and noise must have the same shape [B, ...]. Received: x0 (2, 3), noise (2, 4). Draw the noise like x0.": "errors.html",
     "update() must follow each optimizer step": "errors.html",
+    "max_gap must be in [0, 1]. Received: 200. It is a share of the path's time axis, 0.2 in the paper.": "errors.html",
 }
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 # text that sticks out of the article and can be neither seen nor scrolled to
 CUT = """() => [...document.querySelectorAll("article p, article li, article h1, article h2, article h3, article math")]
     .filter(e => { const box = e.getBoundingClientRect(); return box.width > 0 && box.right > innerWidth + 1
         && !e.closest("div.formula, .md-typeset__scrollwrap, pre") }).map(e => e.textContent.slice(0, 60))"""
+LONG = "() => [...document.querySelectorAll('.formula')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.textContent)"
 IMAGES = "() => [...document.images].filter(i => i.complete && i.naturalWidth === 0).map(i => i.src)"
-FLAT = "() => [...document.querySelectorAll('math')].filter(e => { const b = e.getBoundingClientRect(); return b.width * b.height < 9 }).length"
+FLAT = """() => [...document.querySelectorAll("math")].map(e => e.getBoundingClientRect())
+    .filter(box => box.width * box.height < 9).length"""
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -55,6 +58,7 @@ def look(page: Page, name: str) -> list[str]:
     """What is wrong with a page that has been loaded."""
     wrong = [f"wider than the window by {over}"] if (over := page.evaluate(OVERFLOW)) > 0 else []
     wrong += [f"cut off: {text!r}" for text in page.evaluate(CUT)]
+    wrong += [f"formula too long: {text}" for text in page.evaluate(LONG)]
     wrong += [f"no picture: {src}" for src in page.evaluate(IMAGES)]
     if flat := page.evaluate(FLAT):
         wrong.append(f"{flat} formulas without size")
