@@ -70,7 +70,7 @@ def text(node: ast.expr) -> str:
     if isinstance(node, ast.BinOp):
         return text(node.left) + text(node.right)
     if isinstance(node, ast.BoolOp):
-        return text(node.values[-1])
+        return f"{text(node.values[0])} (or: {text(node.values[-1])})"
     if isinstance(node, ast.IfExp):
         return f"{text(node.body)} (or: {text(node.orelse)})"
     names = [part.id for part in ast.walk(node) if isinstance(part, ast.Name)]
