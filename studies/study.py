@@ -188,8 +188,8 @@ def train(group: str, name: str, seed: int, arguments: list[str]) -> list[Row]:
 
 def subset(data: Any, images: int = 6000, held_out: int = 1000) -> Any:
     """As many as a probe can be fitted to in seconds, and a test set."""
-    return data._replace(images=data.images[:images], labels=data.labels[:images],
-                         held_out_images=data.held_out_images[:held_out], held_out_labels=data.held_out_labels[:held_out])  # fmt: skip
+    few = (data.images[:images], data.labels[:images], data.held_out_images[:held_out], data.held_out_labels[:held_out])
+    return common.Data(*few, data.classes)
 
 
 def generation(run: Run, count: int = 360) -> list[Row]:
@@ -199,9 +199,9 @@ def generation(run: Run, count: int = 360) -> list[Row]:
     noise = torch.randn((count, *run.tensors.images.shape[1:]), generator=torch.Generator().manual_seed(1))
     samples = torch_sit.sample(run.ema, noise, y, 16).clamp(-1, 1)
     real, labels = run.tensors.held_out_images[:count], run.tensors.held_out_labels[:count]
-    return [("Frechet distance", "", judge.frechet(samples)), ("judge's accuracy", "", judge.accuracy(samples, y)),
-            ("nearest image", "", judge.nearest(samples)), ("real: Frechet distance", "", judge.frechet(real)),
-            ("real: judge's accuracy", "", judge.accuracy(real, labels)), ("real: nearest image", "", judge.nearest(real))]  # fmt: skip
+    return [(f"{prefix}{metric}", "", value) for prefix, images, classes in (("", samples, y), ("real: ", real, labels))
+            for metric, value in (("Frechet distance", judge.frechet(images)), ("nearest image", judge.nearest(images)),
+                                  ("judge's accuracy", judge.accuracy(images, classes)))]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- all the runs
