@@ -279,7 +279,7 @@ class SelfAlignment:
             distance, self.metrics = self._compare(student[:count], tokens[:count], mask)
             if self.check_finite:
                 self._check_finite()
-            term = self.loss.weight_at(self.step) * distance
+            term = (distance * self.loss.weight_at(self.step)).float()
         if trains:
             self._watch.note_align()
             self._terms += 1
@@ -304,7 +304,7 @@ class SelfAlignment:
             autocast = True, self._ema.dtype
         elif not self._ema.owned and dtype in HALF:  # the user's EMA is float32, what the student was called with is not
             autocast = True, dtype
-        count = max(1, round(self.batch_share * len(whole.t)))
+        count = self._aligned(len(whole.t))
         inputs = whole if count == len(whole.t) else whole.first(count)
         with _precision(whole.t.device, autocast):
             expected = forward(whole)[:count] if self._check_share and inputs is not whole else None
@@ -321,7 +321,11 @@ class SelfAlignment:
             raise invalid("The teacher's layer must run in the student's forward", f"no output of {self.taps[1]}",
                           "Choose a layer that runs for every input.")  # fmt: skip
         tokens = tokens_of(reached, self.select or stream(self.model, block, x0, condition), block, self.taps[1], self._width)
-        return tokens[: max(1, round(self.batch_share * len(tokens)))].detach()
+        return tokens[: self._aligned(len(tokens))].detach()
+
+    def _aligned(self, batch: int) -> int:
+        """How many samples of a batch have a term."""
+        return max(1, round(self.batch_share * batch))
 
     def _check_finite(self) -> None:
         sick = [side for side in ("student", "teacher") if not self.metrics[f"{side}_finite"]]
