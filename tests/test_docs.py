@@ -1,5 +1,7 @@
 """The code blocks of README.md and docs/ run as printed, in fresh processes that know what the text takes for granted."""
 
+import ast
+import importlib.util
 import os
 import re
 import subprocess
@@ -89,6 +91,20 @@ loss = selfalign.SRALoss(student_layer=2, teacher_layer=4)
 backbone, images = functional(), numpy.random.default_rng(0).normal(size=(32, 5, 4)).astype("float32")
 labels, noisy_images, times = numpy.arange(32) % 10, images, numpy.ones(32, "float32")
 """
+START_TORCH = """
+for text in (".*does not have many workers", ".*logging interval", ".*litlogger", ".*LeafSpec"):
+    warnings.filterwarnings("ignore", text)  # Lightning's advice
+warnings.filterwarnings("ignore", module="diffusers|torch")
+"""
+START_KERAS = "warnings.filterwarnings('ignore', '__array__ implementation')"
+EXPECT = (
+    README_TORCH
+    + """
+import selfalign
+from selfalign.adapters.torch import SelfAlignment
+loss = selfalign.SRALoss(student_layer=0.25, teacher_layer=0.7)
+"""
+)
 NOTE = "\nterms.append(globals().get('term')); shapes.append(student_tokens.shape)"  # after each block
 # what a page takes for granted, its blocks, and what must be true afterwards
 RUNS = {
@@ -96,6 +112,21 @@ RUNS = {
     "README.md, JAX": (README_JAX, blocks("README.md")[1:2], "assert teacher.step == len(loader)"),
     "README.md, Keras on torch": ("os.environ['KERAS_BACKEND'] = 'torch'\n" + README_KERAS, blocks("README.md")[2:], KERAS_RAN),
     "README.md, Keras on jax": ("os.environ['KERAS_BACKEND'] = 'jax'\n" + README_KERAS, blocks("README.md")[2:], KERAS_RAN),
+    "docs/start.md, PyTorch": (
+        START_TORCH,
+        blocks("docs/start.md")[:5],
+        "assert module.align.step == align.step == 4 ",
+    ),
+    "docs/start.md, JAX": ("", blocks("docs/start.md")[5:9], "assert teacher.step == 4"),
+    "docs/start.md, Keras": (START_KERAS, blocks("docs/start.md")[9:], "assert int(model.steps) == 8 and samples_from.weights"),
+    "docs/settings.md": ("", blocks("docs/settings.md"), ""),
+    "docs/from_official.md": ("", blocks("docs/from_official.md"), ""),
+    "docs/extending.md": ("", blocks("docs/extending.md"), "assert average.keys() == model.state_dict().keys()"),
+    "docs/expect.md": (
+        EXPECT,
+        blocks("docs/expect.md"),
+        "assert sorted(logged)[:2] == ['cosine', 'distance'] and align.step == 0",
+    ),
     "docs/jax.md": (
         DOCS_JAX,
         [block + NOTE for block in blocks("docs/jax.md")],
@@ -117,8 +148,19 @@ RUNS = {
 }
 
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def tool(name):
+    """A module of docs/tools/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_every_block_is_run():
-    pages = {page: len(blocks(page.relative_to(ROOT))) for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+    pages = {page: len(blocks(page.relative_to(ROOT))) for page in PAGES}
     assert sum(pages.values()) == sum(len(run[1]) for name, run in RUNS.items() if name != "README.md, Keras on jax")
 
 
@@ -133,6 +175,67 @@ def test_blocks_run(name, tmp_path):
 
 
 def test_relative_links_lead_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in PAGES:
         links = [link for link in re.findall(r"\]\(([^)]+)\)", page.read_text()) if "://" not in link]
         assert all((page.parent / link.partition("#")[0]).exists() for link in links), links
+
+
+def test_every_public_name_is_in_the_reference_with_a_docstring():
+    names = tool("names")
+    assert names.missing(ROOT) == []
+    public = {name for name, _ in names.public(ROOT)}
+    import selfalign
+
+    modules = {name for name in selfalign.__all__ if (ROOT / "selfalign" / f"{name}.py").exists()}
+    short = {name.rpartition(".")[2] for name in public}
+    assert short >= set(selfalign.__all__) - modules
+    assert all(any(name.startswith(f"selfalign.{module}.") for name in public) for module in modules)
+    assert {
+        "selfalign.adapters.torch.SelfAlignment",
+        "selfalign.adapters._jax_taps.tap",
+        "selfalign.adapters.keras.SelfAligned",
+    } < public
+
+
+def test_a_name_without_a_place_would_be_found(tmp_path):
+    for folder in ("selfalign", "adapters", "docs/reference"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "selfalign" / "new.py").write_text("def forgotten(): pass\n")
+    assert tool("names").missing(tmp_path) == [
+        "selfalign.new.forgotten has no docstring",
+        "selfalign.new.forgotten is not in docs/reference/",
+    ]
+
+
+def test_the_list_of_errors_has_every_message_of_the_sources():
+    """The longest literal of each rule, as test_errors.py reads it, and of each warning."""
+    listed = "\n".join(" ".join(entry) for entries in tool("messages").all_messages(ROOT).values() for entry in entries)
+    rules = []
+    for file in [*(ROOT / "selfalign").glob("*.py"), *(ROOT / "adapters").glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            name = getattr(getattr(node, "func", None), "attr", getattr(getattr(node, "func", None), "id", ""))
+            if isinstance(node, ast.Call) and name in ("invalid", "ValueError", "TypeError", "ImportError", "warn"):
+                literals = [c.value for c in ast.walk(node.args[0]) if isinstance(c, ast.Constant) and isinstance(c.value, str)]
+                rules.append(max(literals, key=len).partition(" Received: ")[0].strip(" ."))
+    assert len(rules) > 100
+    assert [rule for rule in rules if rule not in listed] == []
+
+
+def test_the_figures_are_drawn_from_the_committed_results(tmp_path):
+    figures = ROOT / "docs" / "figures"
+    command = [sys.executable, str(figures / "draw.py"), "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in figures.glob("*.svg"))
+    assert all(file.read_text() == (figures / file.name).read_text() for file in tmp_path.iterdir())
+
+
+def test_the_runs_behind_the_figures_run(tmp_path):
+    command = [sys.executable, str(ROOT / "docs" / "figures" / "runs.py"), "--steps", "10", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    committed = (ROOT / "docs" / "figures" / "runs.csv").read_text().splitlines()
+    rows = (tmp_path / "runs.csv").read_text().splitlines()
+    assert rows[0] == committed[0]
+    begun = [row.split(",")[:2] for row in committed if row.split(",")[1] == "10"]
+    assert [row.split(",")[:2] for row in rows[1:]] == begun

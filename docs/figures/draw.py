@@ -1,0 +1,137 @@
+"""Draws the figures of the site from docs/figures/runs.csv, and the method's: each in a light and a dark version.
+
+python docs/figures/draw.py            into docs/figures/
+python docs/figures/draw.py --out DIR
+"""
+
+import argparse
+import csv
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("svg")
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from sklearn.datasets import load_digits
+
+HERE = Path(__file__).parent
+INK = {"light": "#2b2b2b", "dark": "#e2e4e9"}
+FAINT = {"light": "#b9c0c6", "dark": "#5b6270"}
+RED, BLUE, GREY = "#d1495b", "#3f88c5", "#8a8a8a"
+RUNS = {
+    "expect_healthy": {"healthy": ("weight 0.5", RED), "schedule": ("0.5 * Warmup(100) * Stop(400)", BLUE)},
+    "expect_l2": {"l2": ("L2, weight 30, rate 0.02", RED), "fast": ("cosine, weight 0.5, rate 0.02", BLUE),
+                  "healthy": ("cosine, weight 0.5, rate 0.002", GREY)},
+    "expect_direction": {"direction": ("direction declared wrong", RED), "healthy": ("right", GREY)},
+    "expect_frozen": {"frozen": ("update() never called", RED), "healthy": ("called", GREY)},
+}  # fmt: skip
+PANELS = {
+    "expect_healthy": ("denoising", "weight", "cosine", "student_norm", "teacher_norm", "drift"),
+    "expect_l2": ("denoising", "alignment", "teacher_norm"),
+    "expect_direction": ("denoising", "alignment", "cosine"),
+    "expect_frozen": ("cosine", "teacher_norm", "drift"),
+}
+TITLES = {
+    "denoising": "denoising loss",
+    "alignment": "weighted term",
+    "weight": "weight of the term",
+    "cosine": "cosine",
+    "student_norm": "norm of student tokens, projected",
+    "teacher_norm": "norm of teacher tokens",
+    "drift": "distance of teacher from model",
+}
+
+
+def method(ink: str, faint: str) -> Figure:
+    """One sample at two noise levels, two networks, and the arrow from the teacher's layer to the student's."""
+    figure, axis = pyplot.subplots(figsize=(6.4, 3.45))
+    axis.set(xlim=(0, 15.2), ylim=(0, 8.2), aspect="equal")
+    axis.axis("off")
+    image = load_digits().images[3] / 8 - 1  # [8, 8], from -1 to 1
+    noise = np.random.default_rng(3).standard_normal(image.shape)
+    rows = {"student": (5.0, 0.5, 3, r"$x_t$", r"$t = 0.5$"), "teacher": (0.9, 0.35, 8, r"$x_{t'}$", r"$t' = t - k = 0.35$")}
+    blocks = {}
+    for name, (y, t, layer, sample, time) in rows.items():
+        axis.imshow((1 - t) * image + t * noise, cmap="gray", extent=(0.2, 2.4, y, y + 2.2), vmin=-1.6, vmax=1.6, zorder=2)
+        axis.text(1.3, y - 0.12, f"{sample},  {time}", ha="center", va="top", color=ink, fontsize=9)
+        axis.annotate("", (3.3, y + 1.1), (2.5, y + 1.1), arrowprops={"arrowstyle": "->", "color": ink})
+        for n in range(1, 13):
+            x, tapped, unused = 3.4 + 0.72 * (n - 1), n == layer, name == "teacher" and n > layer
+            color = {"student": RED, "teacher": BLUE}[name] if tapped else faint
+            style = {"fill": False, "linestyle": ":"} if unused else {"facecolor": color}
+            axis.add_patch(Rectangle((x, y + 0.1), 0.56, 2.0, edgecolor=color, linewidth=1, **style))
+            axis.text(x + 0.28, y + 1.1, str(n), ha="center", va="center", fontsize=8, color="white" if tapped else ink)
+            if tapped:
+                blocks[name] = x + 0.28, y
+    axis.text(12.2, 6.1, "prediction:\ndenoising loss", va="center", color=ink, fontsize=9)
+    axis.text(12.2, 2.0, "not run", va="center", color=ink, fontsize=9)
+    axis.text(3.4, 7.25, "student: trained", color=ink, fontsize=10, va="bottom")
+    axis.text(3.4, 0.8, "teacher: EMA of the student, no gradient", color=ink, fontsize=10, va="top")
+    (student, low), (teacher, high) = blocks["student"], (blocks["teacher"][0], blocks["teacher"][1] + 2.1)
+    projector = (student - 0.95, 3.75)
+    axis.add_patch(Rectangle(projector, 1.9, 0.62, facecolor="none", edgecolor=RED))
+    axis.text(student, 4.06, "projector", ha="center", va="center", color=ink, fontsize=9)
+    axis.add_patch(FancyArrowPatch((student, low + 0.1), (student, 4.4), arrowstyle="->", mutation_scale=11, color=RED))
+    axis.add_patch(FancyArrowPatch((student + 0.98, 4.06), (teacher, high), arrowstyle="<->", mutation_scale=12, color=ink,
+                                   connectionstyle="angle,angleA=0,angleB=90,rad=0"))  # fmt: skip
+    axis.text(teacher + 0.15, 4.06, "1 - cosine, per token", va="center", color=ink, fontsize=9)
+    return figure
+
+
+def curves(name: str, ink: str, faint: str) -> Figure:
+    """One panel for each quantity, one line for each run."""
+    results, panels = read(), PANELS[name]
+    rows = -(-len(panels) // 2)
+    figure, axes = pyplot.subplots(rows, 2, figsize=(5.6, 1.95 * rows + 0.3 * len(RUNS[name])), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, column in zip(axes.flat, panels, strict=False):
+        for run, (label, color) in RUNS[name].items():
+            axis.plot(results[run]["step"], results[run][column], color=color, linewidth=1.3, label=label)
+        axis.set_title(TITLES[column], fontsize=8.5, color=ink)
+        if name == "expect_l2" and column != "denoising":
+            axis.set_yscale("log")
+        axis.set_facecolor("none")
+        axis.tick_params(colors=ink, labelsize=7.5)
+        axis.grid(color=faint, linewidth=0.4)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color(faint)
+        axis.set_xlabel("step", fontsize=8, color=ink)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower left", ncols=1, fontsize=8, frameon=False, labelcolor=ink)
+    figure.tight_layout(rect=(0, (0.1 + 0.19 * len(labels)) / figure.get_figheight(), 1, 1))
+    return figure
+
+
+def read() -> dict[str, dict[str, list[float]]]:
+    """{run: {column: values}}."""
+    results: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    with (HERE / "runs.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            run = row.pop("run")
+            for column, value in row.items():
+                results[run][column].append(float(value))
+    return results
+
+
+def draw(out: Path) -> None:
+    settings: dict[str, Any] = {"svg.hashsalt": "selfalign", "svg.fonttype": "path", "font.family": "DejaVu Sans"}
+    with matplotlib.rc_context(settings):
+        for scheme, ink in INK.items():
+            figures = {"method": method(ink, FAINT[scheme])}
+            figures |= {name: curves(name, ink, FAINT[scheme]) for name in RUNS}
+            for name, figure in figures.items():
+                file = out / f"{name}_{scheme}.svg"
+                figure.savefig(file, transparent=True, bbox_inches="tight", metadata={"Date": None})
+                pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE)
+    draw(parser.parse_args().out)

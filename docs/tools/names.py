@@ -1,0 +1,50 @@
+"""The public names of the library, read from its sources, and which of them the reference has."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ADAPTERS = {"torch": ("SelfAlignment", "Projector"), "keras": ("SelfAligned",)}  # jax says so itself, in __all__
+
+
+def missing(root: Path) -> list[str]:
+    """What is wrong: public names without a docstring, or without a place in docs/reference/."""
+    pages = "\n".join(page.read_text("utf-8") for page in sorted((root / "docs" / "reference").glob("*.md")))
+    placed = set(re.findall(r"^::: (\S+)$", pages, re.M))
+    wrong = []
+    for name, documented in public(root):
+        if not documented:
+            wrong.append(f"{name} has no docstring")
+        if name not in placed:
+            wrong.append(f"{name} is not in docs/reference/")
+    return wrong
+
+
+def public(root: Path) -> Iterator[tuple[str, bool]]:
+    """(full name, whether it has a docstring) of every public function and class."""
+    for file in sorted((root / "selfalign").glob("[!_]*.py")):
+        for name, node in definitions(file).items():
+            if not name.startswith("_"):
+                yield f"selfalign.{file.stem}.{name}", bool(ast.get_docstring(node))
+    for file in sorted((root / "adapters").glob("[!_]*.py")):
+        own = definitions(file)
+        taps = definitions(file.with_name(f"_{file.stem}_taps.py"))
+        for name in ADAPTERS.get(file.stem) or exported(file):
+            module = file.stem if name in own else f"_{file.stem}_taps"
+            yield f"selfalign.adapters.{module}.{name}", bool(ast.get_docstring(own.get(name) or taps[name]))
+
+
+def definitions(file: Path) -> dict[str, ast.FunctionDef | ast.ClassDef]:
+    body = ast.parse(file.read_text("utf-8")).body
+    return {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def exported(file: Path) -> list[str]:
+    """The names in a module's __all__."""
+    for node in ast.parse(file.read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            return list(ast.literal_eval(node.value))
+    return []
