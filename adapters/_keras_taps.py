@@ -26,7 +26,7 @@ def block_names(backbone: keras.Model, pattern: str | None) -> list[str]:
     Without a pattern: the only kind of layers with numbered names of the user's, or the only class of layers that is not
     Keras's own and occurs more than once.
     """
-    found = _numbered(backbone) if pattern is None else {pattern: _matching(backbone, pattern)}
+    found = numbered(backbone) if pattern is None else {pattern: _matching(backbone, pattern)}
     listed = ", ".join(f"{kind!r} ({len(names)}: {names[0]} ... {names[-1]})" for kind, names in found.items() if names)
     if len(found) != 1 or not next(iter(found.values())):
         raise invalid("The backbone must have exactly one kind of numbered blocks, or the caller names it",
@@ -43,7 +43,7 @@ def _matching(backbone: keras.Model, pattern: str) -> list[str]:
     return [numbers[n] for n in sorted(numbers)]
 
 
-def _numbered(backbone: keras.Model) -> dict[str, list[str]]:
+def numbered(backbone: keras.Model) -> dict[str, list[str]]:
     """Candidates: {kind: names}."""
     kinds: dict[str, list[str]] = {}
     for layer in backbone.layers:

@@ -87,7 +87,7 @@ class Call:
         """The layout, and whether only one unit of time fits (all do where every time is 0)."""
         tensors = {place: value for place, value in given.items() if isinstance(value, torch.Tensor)}
         shaped = [place for place, value in tensors.items() if value.shape == x.shape]
-        samples = [place for place in shaped if _close(tensors[place], x)] or shaped
+        samples = [place for place in shaped if close(tensors[place], x)] or shaped
         times = {place: units for place, value in tensors.items() if value.numel() == t.numel() and place not in samples
                  if (units := _units(self.path, value, t))}  # fmt: skip
         if len(times) > 1:  # a label may equal the time by chance: names decide
@@ -110,7 +110,7 @@ class Call:
         sample, time, unit = layout
         self._check_sample(f"argument {sample}" if isinstance(sample, int) else sample, given[sample], x)
         expected = unit(t).to(given[time].dtype).reshape(given[time].shape)
-        if not _close(given[time], expected):
+        if not close(given[time], expected):
             raise _differing("the time", given[time], expected)
         mine = [value for place, value in given.items() for _, value in _tensors("", value) if place not in (sample, time)]
         for name, value in _tensors("the condition", [*condition[0], *condition[1].values()]):
@@ -121,7 +121,7 @@ class Call:
         """Both sides' calls, at the student's sample and time."""
         for name in [*student, *teacher]:
             theirs, mine = student.get(name), teacher.get(name)
-            if theirs is not None and mine is not None and mine.shape == x.shape and _close(mine, x):
+            if theirs is not None and mine is not None and mine.shape == x.shape and close(mine, x):
                 self._check_sample(name, theirs, mine)
             elif not _same(theirs, mine):
                 raise _differing(name, theirs, mine)
@@ -129,11 +129,11 @@ class Call:
     def _check_sample(self, name: str, student: torch.Tensor, x: torch.Tensor) -> None:
         if student.shape != x.shape:
             raise _differing(name, student, x)
-        if self.warned or _close(student, x):
+        if self.warned or close(student, x):
             return
         flat, other = student.detach().float().flatten(1), x.float().flatten(1)
         scale = (flat * other).sum(dim=1, keepdim=True) / other.square().sum(dim=1, keepdim=True).clamp(min=1e-12)
-        if flat.shape[1] > 1 and bool((scale.abs() > 1e-3).all()) and _close(flat, scale * other):
+        if flat.shape[1] > 1 and bool((scale.abs() > 1e-3).all()) and close(flat, scale * other):
             raise invalid("The model must have been called with path.add_noise(x0, noise, t) itself",
                           f"{name}, a multiple of it",
                           "Attach to the model that scales it, or pass call=, which scales for the teacher.")  # fmt: skip
@@ -163,12 +163,12 @@ def _units(path: Path, value: torch.Tensor, t: torch.Tensor) -> list[Unit]:
         units = [lambda t: t, lambda t: torch.log(t) / 4]  # EDM's sigma, and its noise conditioning
     rounded: list[Unit] = [lambda t, unit=unit: unit(t).round() for unit in units]  # type: ignore[misc]
     for ways in (units, rounded):
-        if fitting := [unit for unit in ways if _close(value.flatten(), unit(t).to(value.dtype))]:
+        if fitting := [unit for unit in ways if close(value.flatten(), unit(t).to(value.dtype))]:
             return fitting
     return []
 
 
-def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal but for rounding to half precision."""
     if not (a.is_floating_point() and b.is_floating_point()):
         return torch.equal(a, b.to(a.dtype))
@@ -205,7 +205,7 @@ def _differing(name: str, student: torch.Tensor | None, teacher: torch.Tensor | 
 
 
 def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
-    return a is not None and b is not None and a.shape == b.shape and _close(a, b)
+    return a is not None and b is not None and a.shape == b.shape and close(a, b)
 
 
 def _value(tensor: torch.Tensor | None) -> str:

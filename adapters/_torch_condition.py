@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -21,12 +21,19 @@ from torch import nn
 from selfalign._backend import host_randomness_kept
 from selfalign._checks import invalid
 
-from ._torch_taps import Hooks, Tap, run_before, run_until
+from ._torch_taps import Hooks, Reached, Tap, reached, run_before, run_until, stopping_after
 
 Indices = dict[str, list[torch.Tensor]]  # what each nn.Embedding received, in the order of its calls
 
 _TRIALS = 64  # a condition dropped with probability 0.1, once per batch, escapes them all with probability 0.001
 _MODE_IRRELEVANT = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+
+
+class Recorded(NamedTuple):
+    """What was seen of one forward of the student."""
+
+    indices: Indices
+    marks: list[Any]  # states of the random streams: before the forward, at its first block, after it
 
 
 class Condition(Hooks):
@@ -37,10 +44,13 @@ class Condition(Hooks):
         tap: the student's tap, which knows when the student's forward runs.
         first, last: paths of the first block (all before it embeds inputs and condition) and of the teacher's tapped block.
         trusted: do not try the model out.
+        compiled: options of torch.compile for the teacher's forward, or None: not compiled.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, tap: Tap, first: str, last: str, trusted: bool) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, tap: Tap, first: str, last: str, trusted: bool,
+                 compiled: Mapping[str, Any] | None) -> None:  # fmt: skip
         self.alive = True
+        self.compiled = None if compiled is None else torch.compile(reached, **compiled)
         self.student, self.teacher, self.tap, self.checked = student, teacher, tap, trusted
         self.first, self.last, self.where = teacher.get_submodule(first), teacher.get_submodule(last), last
         self.seen: Indices = {}
@@ -48,7 +58,9 @@ class Condition(Hooks):
         self.given: set[int] = set()  # storages of the condition's tensors: an embedding that receives one is not of time
         self.timeless: set[str] = set()  # further embeddings that were found not to depend on time
         self.unknown: set[str] = set()
-        self.marks: list[Any] = []  # states of the random streams: before the student's forward, at its first block, after it
+        self.carrying: set[str] = set()  # embeddings whose indices were replayed
+        self.ran = self.settled = False  # settled: which carry the condition is not asked any more
+        self.marks: list[Any] = []
         self.handles = [student.register_forward_pre_hook(self._begin)]
         for name in [name for name, module in student.named_modules() if isinstance(module, nn.Embedding)]:
             for side, hook in ((student, self._record), (teacher, self._replay)):
@@ -57,17 +69,21 @@ class Condition(Hooks):
             self.handles.append(student.get_submodule(first).register_forward_pre_hook(self._mark))
             self.handles.append(student.register_forward_hook(self._mark))
 
-    def run(self, forward: Callable[[Any], Any], t: Any, t_teacher: Any, clean: Any, given: Iterable[Any]) -> Any:
+    def run(self, forward: Callable[[Any], Any], t: Any, t_teacher: Any, clean: Any, given: Iterable[Any],
+            recorded: Recorded) -> Reached:  # fmt: skip
         """The output of the teacher's tapped block.
 
         Args:
             forward: runs the teacher at given times [B], on the teacher's noisy input.
             t, t_teacher, clean: the student's times, the teacher's, and the clean end of the path [B].
             given: the condition's tensors.
+            recorded: of the student's forward, from `take`.
         """
-        indices, marks = dict(self.seen), list(self.marks)
-        self.forget()
+        indices, marks = recorded
         self.given = {x.untyped_storage().data_ptr() for x in given if isinstance(x, torch.Tensor)}
+        # a compiled forward cannot look where a tensor lies: an earlier one has found out
+        known = self.ran and self.checked and not self.carrying & (self.unknown - self.timeless)
+        self.settled = known and self.compiled is not None
         output = self._reach(forward, t_teacher, indices)
         if self.checked or not self.student.training:
             return output
@@ -82,9 +98,13 @@ class Condition(Hooks):
         self.checked = not (anywhere and self.unknown and torch.equal(t, clean))
         return output
 
-    def _reach(self, forward: Callable[[Any], Any], t: Any, indices: Indices) -> Any:
-        with self._replayed(indices):
-            return run_until(functools.partial(forward, t), self.last, self.where)
+    def _reach(self, forward: Callable[[Any], Any], t: Any, indices: Indices) -> Reached:
+        run = functools.partial(forward, t)
+        if self.settled:
+            indices = {name: calls for name, calls in indices.items() if name in self.carrying}
+        with self._replayed(indices), stopping_after(self.last):
+            self.ran = True
+            return (self.compiled if self.settled and self.compiled else reached)(run, self.where)
 
     # What the student's hooks see
 
@@ -100,6 +120,12 @@ class Condition(Hooks):
     def _record(self, name: str, module: nn.Module, args: Any) -> None:
         if self.alive and self.tap.running and args:
             self.seen.setdefault(name, []).append(args[0])
+
+    def take(self) -> Recorded:
+        """What was seen of the student's last forward, once."""
+        recorded = Recorded(dict(self.seen), list(self.marks))
+        self.forget()
+        return recorded
 
     def forget(self) -> None:
         self.seen.clear()
@@ -119,14 +145,19 @@ class Condition(Hooks):
         if not (self.alive and self.replaying and self.replaying.get(name) and args):
             return None
         students = self.replaying[name].pop(0)
-        if name not in self.timeless and args[0].untyped_storage().data_ptr() not in self.given:
-            self.unknown.add(name)
+        if not self.settled and not self._carries_condition(name, args[0]):
             return None
         if students.shape != args[0].shape:
             raise invalid("align() must get the student's batch",
                           f"{name} looked up {tuple(students.shape)} for the student, now {tuple(args[0].shape)}",
                           "Pass the x0, noise, t and condition of the model's last forward.")  # fmt: skip
         return (students, *args[1:])
+
+    def _carries_condition(self, name: str, received: torch.Tensor) -> bool:
+        """Whether an embedding is one of the condition: of what the model was called with, or found not to depend on time."""
+        carries = name in self.timeless or received.untyped_storage().data_ptr() in self.given
+        (self.carrying if carries else self.unknown).add(name)
+        return carries
 
     # Trying out, once
 

@@ -39,13 +39,19 @@ class Teacher:
         given: an EMA of the user's, which is left alone, or None.
         cut: paths of blocks that the teacher does without.
         offload: keep all averages in CPU memory, beside the teacher.
+        dtype: of the teacher's floating-point parameters, with float32 averages beside them; None: the model's.
     """
 
-    def __init__(self, student: nn.Module, given: Any = None, cut: Iterable[str] = (), offload: bool = False) -> None:
+    def __init__(self, student: nn.Module, given: Any = None, cut: Iterable[str] = (), offload: bool = False,
+                 dtype: torch.dtype | None = None) -> None:  # fmt: skip
         self.student, self.owned, self.started = student, given is None, False
         self.shadow: Any = None
         self.shared: set[str] = set()
         self.beside: dict[str, torch.Tensor] = {}
+        self.dtype, self.dtypes = dtype, {name: p.dtype for name, p in student.named_parameters()}
+        if dtype is not None and (given is not None or dtype not in HALF):
+            raise invalid("teacher_dtype= must be torch.bfloat16 or torch.float16, for a teacher of ours",
+                          f"{dtype}" if given is None else "teacher= of yours", "Leave it out.")  # fmt: skip
         if given is not None:
             self.module = self._follow(given)
             return
@@ -56,9 +62,11 @@ class Teacher:
         _check_forwards(self.module)
         self.shared = set(frozen)
         for name, p in self._own():
-            if offload or p.dtype in HALF:
+            if offload or p.dtype in HALF or dtype is not None:
                 wide = torch.promote_types(p.dtype, torch.float32)
                 self.beside[name] = p.detach().to("cpu" if offload else p.device, wide, copy=True)
+            if dtype is not None and p.is_floating_point():
+                p.data = p.to(dtype)
         self.as_built = {id(p): p._version for _, p in self._own()}
 
     def _own(self) -> list[tuple[str, torch.Tensor]]:
@@ -78,6 +86,8 @@ class Teacher:
             raise invalid("teacher= must be a path, a module or an EMA around one", type(given).__name__,
                           "Pass a module, or an EMA of torch, ema-pytorch, timm or diffusers.")  # fmt: skip
         module = modules[0]
+        if module is self.student:
+            return module
         check_same_tensors("teacher=", plain_names(module.state_dict()), plain_names(self.student.state_dict()))
         half = next((name for name, p in module.named_parameters() if p.dtype in HALF), None)
         if half is not None:
@@ -121,7 +131,8 @@ class Teacher:
         if self.owned:
             self._adopt()
             self.started = True
-            self._move(1.0 - decay)
+            if decay < 1.0:
+                self._move(1.0 - decay)
 
     @torch.no_grad()
     def _move(self, share: float) -> None:
@@ -142,10 +153,10 @@ class Teacher:
                 raise invalid("The teacher must be sharded as the model is",
                               f"{name!r} {tuple(average.shape)} here, {tuple(source.shape)} in the model",
                               "Apply fully_shard to align.teacher in the same way.")  # fmt: skip
-        other = next((name for name, p in own if p.dtype != students[name].dtype), None)
+        other = next((name for name, _ in own if self.dtypes[name] != students[name].dtype), None)
         if other is not None:
             raise invalid("The model must keep the dtype that SelfAlignment was built with",
-                          f"{other!r}, {dict(own)[other].dtype} then and {students[other].dtype} now",
+                          f"{other!r}, {self.dtypes[other]} then and {students[other].dtype} now",
                           "Convert the model first, or train under autocast.")  # fmt: skip
         alike = all(a.dtype == s.dtype and a.device == s.device for a, s in zip(averages, sources, strict=True))
         some = len(own) if alike else 16  # a few at a time where they must be converted: no second copy of the model at once

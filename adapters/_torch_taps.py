@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -172,12 +173,12 @@ class Hooks:
 
 
 class Tap(Hooks):
-    """Hooks that keep one block's output from the model's last forward, and how the model was called.
+    """Hooks that keep one block's output from the model's last forward, a second's without gradient, and how it was called.
 
     Recomputation in backward leaves no trace.
     """
 
-    def __init__(self, model: nn.Module, block: nn.Module, where: str) -> None:
+    def __init__(self, model: nn.Module, block: nn.Module, where: str, target: nn.Module | None = None) -> None:
         owners = [getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values()]
         if any(isinstance(owner, Tap) and owner.alive for owner in owners):
             raise invalid("A model can be attached once", f"a second SelfAlignment on {type(model).__name__}",
@@ -185,6 +186,7 @@ class Tap(Hooks):
         self.alive = True
         self.block, self.where, self.autocast = block, where, (False, torch.float32)
         self.reached: Reached | None = None
+        self.target: Reached | None = None
         self.called: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.running, self.fired, self.forwards = False, 0, 0
         self.handles = [
@@ -192,6 +194,8 @@ class Tap(Hooks):
             block.register_forward_hook(self._record, with_kwargs=True),
             model.register_forward_hook(self._end),
         ]
+        if target is not None:
+            self.handles.append(target.register_forward_hook(self._record_target, with_kwargs=True))
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.alive:
@@ -206,6 +210,10 @@ class Tap(Hooks):
             self.reached, self.fired = reached_of(args, kwargs, _kept(output)), self.fired + 1
             device = next((p.device.type for p in module.parameters()), "cpu")
             self.autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+
+    def _record_target(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self.alive and self.running:
+            self.target = reached_of(args, kwargs, _kept(output))
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         self.running = False
@@ -231,7 +239,7 @@ class Tap(Hooks):
         return tokens
 
     def forget(self) -> None:
-        self.reached, self.called, self.fired, self.forwards = None, ((), {}), 0, 0
+        self.reached, self.target, self.called, self.fired, self.forwards = None, None, ((), {}), 0, 0
 
     def remove(self) -> None:
         self.forget()
@@ -259,13 +267,34 @@ class _Stop(Exception):
         self.value = value
 
 
-def run_until(run: Callable[[], Any], block: nn.Module, where: str) -> Reached:
-    """Run a forward only up to the end of `block`: nothing after it is computed."""
+@contextmanager
+def stopping_after(block: nn.Module) -> Iterator[None]:
+    """Forwards end with `block`: nothing after it is computed. `reached` catches what comes out of them."""
 
     def stop(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         raise _Stop(reached_of(args, kwargs, output))
 
-    return _stopped(run, block.register_forward_hook(stop, with_kwargs=True), where)
+    handle = block.register_forward_hook(stop, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def reached(run: Callable[[], Any], where: str) -> Any:
+    """What a forward that stops at a block has reached; apart from the hook, so that it can be compiled whole."""
+    try:
+        run()
+    except _Stop as stopped:
+        return stopped.value
+    raise invalid("The teacher's forward must reach its tapped block", f"{where} never ran",
+                  "Choose a layer that runs for every input.")  # fmt: skip
+
+
+def run_until(run: Callable[[], Any], block: nn.Module, where: str) -> Reached:
+    """Run a forward only up to the end of `block`."""
+    with stopping_after(block):
+        return reached(run, where)
 
 
 def run_before(run: Callable[[], Any], block: nn.Module, where: str) -> tuple[Any, Any]:
@@ -276,15 +305,7 @@ def run_before(run: Callable[[], Any], block: nn.Module, where: str) -> tuple[An
 
     # first of all hooks: those of sharded models would gather weights for a forward that never ends
     handle = block.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
-    return _stopped(run, handle, where)
-
-
-def _stopped(run: Callable[[], Any], handle: Any, where: str) -> Any:
     try:
-        run()
-    except _Stop as reached:
-        return reached.value
+        return reached(run, where)
     finally:
         handle.remove()
-    raise invalid("The teacher's forward must reach its tapped block", f"{where} never ran",
-                  "Choose a layer that runs for every input.")  # fmt: skip

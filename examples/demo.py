@@ -106,11 +106,15 @@ def held_out_loss(run: torch_sit.Run) -> float:
     return statistics.fmean(losses)
 
 
-def probe_accuracies(run: torch_sit.Run) -> list[float]:
-    """How well a linear classifier reads the class from the mean token after each block; held-out accuracy."""
+def probe_accuracies(run: torch_sit.Run, model: nn.Module | None = None, time: float = PROBE_TIME) -> list[float]:
+    """How well a linear classifier reads the class from the mean token after each block; held-out accuracy.
+
+    Of the EMA model, if no other is given.
+    """
     data, copies = run.tensors, (1, 4)  # held-out images are few: each under four draws of noise, for a steadier number
     train, held_out = (
-        features(run, x.repeat(n, 1, 1, 1)) for x, n in zip((data.images, data.held_out_images), copies, strict=True)
+        features(run, x.repeat(n, 1, 1, 1), model or run.ema, time)
+        for x, n in zip((data.images, data.held_out_images), copies, strict=True)
     )
     labels, held_out_labels = (y.repeat(n).cpu() for y, n in zip((data.labels, data.held_out_labels), copies, strict=True))
     probes = []
@@ -121,15 +125,15 @@ def probe_accuracies(run: torch_sit.Run) -> list[float]:
 
 
 @torch.no_grad()
-def features(run: torch_sit.Run, x0: torch.Tensor) -> list[np.ndarray]:
-    """The EMA model's mean token [n, D] after each block, of images at PROBE_TIME."""
+def features(run: torch_sit.Run, x0: torch.Tensor, model: nn.Module, time: float) -> list[np.ndarray]:
+    """A model's mean token [n, D] after each block, of images at one noise level."""
     tokens: list[np.ndarray] = []
     keep = lambda block, inputs, output: tokens.append(output.mean(1).cpu().numpy())  # noqa: E731
-    hooks = [block.register_forward_hook(keep) for block in run.ema.blocks]
+    hooks = [block.register_forward_hook(keep) for block in model.blocks]
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3)).to(x0.device)
-    t = torch.full((len(x0),), PROBE_TIME, device=x0.device)
+    t = torch.full((len(x0),), time, device=x0.device)
     nothing = torch.full((len(x0),), run.model.null_class, device=x0.device)  # told the class, it would only repeat it
-    run.ema(torch_sit.PATH.add_noise(x0, noise, t), t, nothing)
+    model(torch_sit.PATH.add_noise(x0, noise, t), t, nothing)
     for hook in hooks:
         hook.remove()
     return tokens

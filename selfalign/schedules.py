@@ -174,6 +174,44 @@ class DecayWarmup(Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
+class Every(Schedule):
+    """An EMA decay that moves the average in every `steps`-th step only: there decay^steps, 1 in between.
+
+    An approximation: weights between these steps are left out. The average is (steps - 1) / 2 training steps ahead of the EMA
+    of every step when it moves and as much behind before it moves again, of the 1 / (1 - decay) steps that both look back.
+    The PyTorch and JAX adapters do no work in the steps between.
+
+    Args:
+        steps: optimizer steps from one update to the next; the first update comes after `steps` of them.
+        decay: of a single step, a number or a schedule.
+
+    Example:
+        >>> import selfalign
+        >>> decay = selfalign.schedules.Every(2, 0.9)
+        >>> decay(0), round(decay(1), 4), decay(2)
+        (1.0, 0.81, 1.0)
+    """
+
+    name: ClassVar[str] = "every"
+    steps: int
+    decay: Any = 0.9999
+
+    def __post_init__(self) -> None:
+        keep(self, steps=check_number("steps", self.steps, 1, integer=True), decay=resolve(self.decay))
+        if isinstance(self.decay, Constant):
+            check_number("decay", self.decay.constant, 0, 1)
+        elif not isinstance(self.decay, Schedule):
+            raise invalid("decay must be a number or an object of selfalign.schedules", repr(self.decay),
+                          "Raise it to the power of steps inside a function of the step instead.")  # fmt: skip
+
+    def value(self, step: Any, xp: Any) -> Any:
+        return xp.where((step + 1) % self.steps == 0, self.decay.value(step, xp) ** self.steps, 1.0)
+
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, "steps": self.steps, "decay": self.decay.settings()}
+
+
+@dataclasses.dataclass(frozen=True)
 class Product(Schedule):
     """The product of other schedules; what `*` makes.
 
@@ -204,7 +242,7 @@ class Product(Schedule):
         return {"name": self.name, "factors": [factor.settings() for factor in self.factors]}
 
 
-KINDS: dict[str, Any] = {kind.name: kind for kind in (Constant, Warmup, Stop, PaperDecay, DecayWarmup, Product)}
+KINDS: dict[str, Any] = {kind.name: kind for kind in (Constant, Warmup, Stop, PaperDecay, DecayWarmup, Every, Product)}
 
 
 def resolve(schedule: Any) -> Any:

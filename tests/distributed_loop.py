@@ -114,10 +114,10 @@ def shard(model):
     fully_shard(model)
 
 
-def sharded():
+def sharded(**options):
     torch.manual_seed(0)
     model = DiT()
-    align = SelfAlignment(model, LOSS, seed=7)
+    align = SelfAlignment(model, LOSS, seed=7, **options)
     shard(model)
     shard(align.teacher)
     return model, align
@@ -190,7 +190,7 @@ def fsdp_diffusers(rank, folder):
 
 
 def fsdp_compiled(rank, folder):
-    model, align = sharded()
+    model, align = sharded(compile={"backend": "aot_eager"})
     train(model, align, range(3), rank, torch.compile(model, backend="aot_eager"))
     plain, expected = single()
     train(plain, expected, range(3))

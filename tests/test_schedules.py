@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support import BACKEND, INTEGERS, array, dtype_of, tensor
 
 from selfalign import schedules
-from selfalign.schedules import Constant, DecayWarmup, PaperDecay, Product, Stop, Warmup
+from selfalign.schedules import Constant, DecayWarmup, Every, PaperDecay, Product, Stop, Warmup
 
 SCHEDULES = {
     "constant": Constant(0.5),
@@ -18,6 +18,8 @@ SCHEDULES = {
     "stop": Stop(250),
     "paper_decay": PaperDecay(steps_per_epoch=1000),
     "decay_warmup": DecayWarmup(0.999),
+    "every": Every(7, 0.9999),
+    "every_after_warmup": Every(3, DecayWarmup(0.999)),
     "product": 0.5 * Warmup(1000) * Stop(5000),
 }
 ALL = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
@@ -60,6 +62,26 @@ def test_decay_warmup_is_the_formula_and_never_above_the_decay(step):
     value = DecayWarmup(0.999)(step)
     assert value == min(0.999, (1 + step) / (10 + step))
     assert 0.1 <= value <= 0.999
+
+
+@given(st.integers(1, 20), st.floats(0.5, 0.9999), st.integers(0, 400))
+def test_every_moves_in_every_kth_step_by_as_much_as_k_steps_would(k, decay, step):
+    expected = decay**k if (step + 1) % k == 0 else 1.0
+    np.testing.assert_allclose(Every(k, decay)(step), expected, rtol=1e-12)
+    assert Every(1, decay)(step) == decay
+
+
+@given(st.integers(2, 20), st.floats(0.9, 0.999), st.integers(0, 2**32 - 1))
+def test_every_is_at_most_half_its_steps_from_the_ema_of_every_step(k, decay, seed):
+    """Of weights that walk on at a steady pace, once the start is forgotten; of weights that stand still, nothing."""
+    start, pace = np.random.default_rng(seed).normal(size=2)
+    rare, exact, schedule = start, start, Every(k, decay)
+    for step in range(k * round(20 / (1 - decay) / k)):  # ends with an update
+        weight = start + pace * step
+        rare = schedule(step) * rare + (1 - schedule(step)) * weight
+        exact = decay * exact + (1 - decay) * weight
+    ahead = (rare - exact) / pace
+    assert 0 < ahead <= (k - 1) / 2 + 1e-3
 
 
 @given(steps)

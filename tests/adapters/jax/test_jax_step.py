@@ -286,3 +286,26 @@ def test_metrics_come_from_the_same_tokens(loss, params, projector, batch):
     student = forward(params, loss.path.add_noise(*batch[:3]), *batch[2:])[1][1]
     info = jax.jit(lambda s, t: loss.metrics(selfalign.project(projector, s), t))(student, target)
     np.testing.assert_allclose(0.5 * info["distance"], sra.term(loss, projector, student, target), rtol=1e-5)
+
+
+def test_the_average_moves_in_every_third_step_only(params):
+    """Without work in between: the compiled program branches on the step."""
+    loss = selfalign.SRALoss(student_layer=2, teacher_layer=4, decay=schedules.Every(3, 0.5))
+    update = jax.jit(functools.partial(sra.update_teacher, loss))
+    teacher, expected = sra.init_teacher(params), params
+    assert "cond" in str(jax.make_jaxpr(functools.partial(sra.update_teacher, loss))(teacher, params))
+    for step in range(1, 7):
+        student = moved(params, 0.1 * step)
+        teacher = update(teacher, student)
+        if step % 3 == 0:
+            expected = jax.tree.map(lambda old, new: old + (1 - 0.5**3) * (new - old), expected, student)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), teacher.average, expected)
+    assert int(teacher.step) == 6
+
+
+def test_a_share_of_the_batch_is_the_term_of_the_first_samples(loss, params, projector, batch):
+    """What docs/jax.md advises: hand align the first samples of everything."""
+    u, mask = jax.random.uniform(jax.random.key(0), (4,)), jnp.array([1.0, 1, 0, 0])
+    masked = term_of(loss, params, moved(params), projector, batch, u=u, loss_mask=mask)
+    share = term_of(loss, params, moved(params), projector, [part[:2] for part in batch], u=u[:2])
+    np.testing.assert_allclose(share, masked, rtol=1e-6)

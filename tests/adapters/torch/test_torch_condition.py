@@ -47,7 +47,7 @@ def test_time_looked_up_in_an_embedding_stays_the_teachers_own(loss, batch):
     conditions = conditions_of(align.teacher)
     for _ in range(2):
         model(*seen((x0, noise, t, y)))
-        labels = align._condition.seen["y_embedder.embedding_table"][0]
+        labels = align._forward.condition.seen["y_embedder.embedding_table"][0]
         u = torch.full((4,), 0.5)
         align(x0, noise, t, y, u=u)
         expected = model.embed_time(loss.teacher_time(t, u)) + model.y_embedder.embedding_table(labels)
@@ -125,7 +125,7 @@ def test_compiled_model_that_drops_labels(loss, batch):
     conditions = conditions_of(align.teacher)
     x0, noise, t, y = (part.repeat(8, *[1] * (part.ndim - 1)) for part in batch)
     compiled(*seen((x0, noise, t, y)))
-    ids = align._condition.seen["y_embedder.embedding_table"][0]
+    ids = align._forward.condition.seen["y_embedder.embedding_table"][0]
     align(x0, noise, t, y, u=torch.zeros(32))
     assert torch.equal(conditions[-1], model.embed_time(t) + model.y_embedder.embedding_table(ids))
     assert not torch.equal(ids, y)
