@@ -216,7 +216,7 @@ def test_the_list_of_errors_has_every_message_of_the_sources():
             name = getattr(getattr(node, "func", None), "attr", getattr(getattr(node, "func", None), "id", ""))
             if isinstance(node, ast.Call) and name in ("invalid", "ValueError", "TypeError", "ImportError", "warn"):
                 literals = [c.value for c in ast.walk(node.args[0]) if isinstance(c, ast.Constant) and isinstance(c.value, str)]
-                rules.append(max(literals, key=len).partition(" Received: ")[0].strip(" ."))
+                rules.append(max(literals, key=len, default="").partition(" Received: ")[0].strip(" ."))
     assert len(rules) > 100
     assert [rule for rule in rules if rule not in listed] == []
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ADAPTERS = {"torch": ("SelfAlignment", "Projector"), "keras": ("SelfAligned",)}  # jax says so itself, in __all__
+COMMANDS = ("cli",)  # no functions to call: docs/cli.md
 
 
 def missing(root: Path) -> list[str]:
@@ -26,6 +27,8 @@ def missing(root: Path) -> list[str]:
 def public(root: Path) -> Iterator[tuple[str, bool]]:
     """(full name, whether it has a docstring) of every public function and class."""
     for file in sorted((root / "selfalign").glob("[!_]*.py")):
+        if file.stem in COMMANDS:
+            continue
         for name, node in definitions(file).items():
             if not name.startswith("_"):
                 yield f"selfalign.{file.stem}.{name}", bool(ast.get_docstring(node))
