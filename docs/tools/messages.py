@@ -40,7 +40,7 @@ def messages(tree: ast.Module, named: dict[str, list[str]]) -> Iterator[Message]
     """Every error and warning that a module can give."""
     yield from messages_in([node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))])
     for function in ast.walk(tree):
-        if isinstance(function, ast.FunctionDef) and function.name != "invalid":
+        if isinstance(function, ast.FunctionDef) and function.name not in ("invalid", "_usage", "_running"):
             names = "; ".join(name.rstrip(".") for name in named.get(function.name, ()))
             for kind, rule, rest in messages_in([function]):
                 yield kind, rule, rest + (f" Given for {names}." if names and "{" in rule else "")
@@ -49,9 +49,13 @@ def messages(tree: ast.Module, named: dict[str, list[str]]) -> Iterator[Message]
 def messages_in(parts: Iterable[ast.AST]) -> Iterator[Message]:
     for node in (node for part in parts for node in ast.walk(part)):
         name = getattr(getattr(node, "func", None), "attr", getattr(getattr(node, "func", None), "id", ""))
-        if not isinstance(node, ast.Call) or name not in ("invalid", "ValueError", "TypeError", "ImportError", "warn"):
+        kinds = ("invalid", "_usage", "_running", "ValueError", "TypeError", "ImportError", "warn")
+        if not isinstance(node, ast.Call) or name not in kinds:
             continue
-        if name == "invalid":
+        if name == "_running":  # of the command line: around code that is not ours
+            rule, fix = (text(argument) for argument in node.args)
+            yield "ValueError", rule, f"Received: the error of that code. {fix}"
+        elif name in ("invalid", "_usage"):
             rule, received, fix = (text(argument) for argument in node.args)
             yield "ValueError", rule, f"Received: {received}. {fix}"
         elif node.args and (whole := text(node.args[0])) and "Received: " in whole:
