@@ -62,7 +62,7 @@ examples:
 """
 
 
-class WrongUsage(Exception):
+class _WrongUsage(Exception):
     """What the command line asks for does not exist or does not fit: exit code 2."""
 
 
@@ -110,10 +110,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(report, indent=2) if settings.json else _text(report), flush=True)
     if error is None:
         return 0
-    if not isinstance(error, (WrongUsage, ValueError, TypeError)):  # nobody has put it into words: show where
+    if not isinstance(error, (_WrongUsage, ValueError, TypeError)):  # nobody has put it into words: show where
         traceback.print_exception(error)
     print(f"selfalign: {error}", file=sys.stderr)
-    return 2 if isinstance(error, WrongUsage) else 1
+    return 2 if isinstance(error, _WrongUsage) else 1
 
 
 # --------------------------------------------------------------------------------------------------------- the command line
@@ -290,7 +290,7 @@ def _loss(settings: argparse.Namespace) -> SRALoss:
             return SRALoss.preset(settings.preset, **given)
         return SRALoss(**{"student_layer": 0.25, "teacher_layer": 0.7, **given})
     except ValueError as error:
-        raise WrongUsage(str(error)) from error
+        raise _WrongUsage(str(error)) from error
 
 
 def _built(settings: argparse.Namespace) -> Any:
@@ -347,12 +347,12 @@ def _running(rule: str, fix: str) -> Iterator[None]:
     """Code that is not ours runs inside: its error comes with the place, under our rule."""
     try:
         yield
-    except WrongUsage:
+    except _WrongUsage:
         raise
     except (Exception, SystemExit) as error:  # a script may end itself
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise invalid(rule, f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})", fix) from error
 
 
-def _usage(rule: str, received: object, fix: str) -> WrongUsage:
-    return WrongUsage(str(invalid(rule, received, fix)))
+def _usage(rule: str, received: object, fix: str) -> _WrongUsage:
+    return _WrongUsage(str(invalid(rule, received, fix)))

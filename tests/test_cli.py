@@ -361,3 +361,9 @@ def test_the_command_costs_an_import_of_selfalign_nothing():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["False False", "[]"], done.stderr
+
+
+def test_the_docs_show_what_the_command_shows(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    assert cli.main(["presets", "--recipe", "paper"]) == 0
+    assert f"$ selfalign presets --recipe paper\n{capsys.readouterr().out}```" in page

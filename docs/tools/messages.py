@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 Message = tuple[str, str, str]  # kind, rule, the rest
+CALLS = ("invalid", "_usage", "_running", "ValueError", "TypeError", "ImportError", "warn")
 
 
 def all_messages(root: Path) -> dict[str, list[Message]]:
@@ -49,15 +50,13 @@ def messages(tree: ast.Module, named: dict[str, list[str]]) -> Iterator[Message]
 def messages_in(parts: Iterable[ast.AST]) -> Iterator[Message]:
     for node in (node for part in parts for node in ast.walk(part)):
         name = getattr(getattr(node, "func", None), "attr", getattr(getattr(node, "func", None), "id", ""))
-        kinds = ("invalid", "_usage", "_running", "ValueError", "TypeError", "ImportError", "warn")
-        if not isinstance(node, ast.Call) or name not in kinds:
-            continue
-        if name == "_running":  # of the command line: around code that is not ours
-            rule, fix = (text(argument) for argument in node.args)
-            yield "ValueError", rule, f"Received: the error of that code. {fix}"
-        elif name in ("invalid", "_usage"):
-            rule, received, fix = (text(argument) for argument in node.args)
-            yield "ValueError", rule, f"Received: {received}. {fix}"
+        if not isinstance(node, ast.Call) or name not in CALLS or any(isinstance(part, ast.Name) for part in node.args[:1]):
+            continue  # a rule that is a name was written where it was handed over
+        parts = [text(argument) for argument in node.args]
+        if name in ("invalid", "_usage"):
+            yield "ValueError", parts[0], f"Received: {parts[1]}. {parts[2]}"
+        elif name == "_running":  # code of the user's fails inside
+            yield "ValueError", parts[0], parts[1]
         elif node.args and (whole := text(node.args[0])) and "Received: " in whole:
             rule, _, rest = whole.partition(" Received: ")
             yield {"warn": "warning"}.get(name, name), rule.rstrip("."), f"Received: {rest}"
