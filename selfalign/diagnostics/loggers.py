@@ -79,7 +79,8 @@ class CSVLogger(Logger):
         ...     path = os.path.join(folder, "log.csv")
         ...     with diagnostics.CSVLogger(path) as logger:
         ...         logger.log(0, {"cosine": 0.25})
-        ...     print(open(path).read(), end="")
+        ...     with open(path) as file:
+        ...         print(file.read(), end="")
         step,metric,value
         0,cosine,0.25
     """
