@@ -368,9 +368,11 @@ def test_the_finder_says_why():
     assert f"Teacher, block {found.teacher} of 4: {found.quality[found.teacher - 1]:.3f}" in text
     assert f"Student, block {found.student}: {found.quality[found.student - 1]:.3f}" in text
     assert "Score: accuracy of linear_probe on held-out samples; mean over t = 0.1, 0.5." in text
+    assert found.measure == "linear_probe"
     assert "A heuristic, of one model" in text
     assert "0.25 and 0.7 of the depth, is 1 -> 2 here" in text or "is 1 -> 3 here" in text
     unlabelled = diagnostics.find_layers(features)
+    assert "Score: CKNNA of a layer's features at t = 0.1 with its own at more noise" in str(unlabelled)
     assert list(unlabelled.scores) == [0.5]
     assert unlabelled.scores[0.5][2] == diagnostics.cknna(features[0.1][2], features[0.5][2])
     selfalign.SRALoss(student_layer=found.student, teacher_layer=found.teacher).layers(4)

@@ -15,8 +15,8 @@ from ._arrays import need
 from .probes import linear_probe, per_layer
 from .similarity import cknna
 
-_LABELLED = "accuracy of {name} on held-out samples"
-_UNLABELLED = "CKNNA of a layer's cleanest features with its own at more noise: how much of who is near whom survives noise"
+_LABELLED = "accuracy of {0} on held-out samples"
+_UNLABELLED = "CKNNA of a layer's features at t = {1} with its own at more noise: how much of who is near whom survives noise"
 _CAUTION = (
     "A heuristic, of one model at one point of its training, never compared over whole runs. The advice without it, 0.25 and "
     "0.7 of the depth, is {0} -> {1} here: try both in a short run before a long one."
@@ -31,6 +31,7 @@ class Layers:
         student: layer number, from 1; as `SRALoss(student_layer=...)` takes it.
         teacher: the same for the teacher.
         scores: {time: [score of each layer]}.
+        measure: what the scores are, in a word or two.
         quality: the mean of the scores over the times, by layer.
         reasons: sentences: what was measured, why these two, what it is worth.
     """
@@ -38,6 +39,7 @@ class Layers:
     student: int
     teacher: int
     scores: dict[Any, list[float]]
+    measure: str
     quality: list[float]
     reasons: tuple[str, ...]
 
@@ -58,7 +60,8 @@ class Layers:
         axis.plot(layers, self.quality, color="black", marker="o", label="mean")
         for name, layer, style in (("student", self.student, "--"), ("teacher", self.teacher, "-")):
             axis.axvline(layer, color="#d1495b", linestyle=style, zorder=0, label=f"{name}: {layer}")
-        axis.set(xlabel="block", ylabel="score", title=self.reasons[0].partition(":")[0])
+        axis.set(xlabel="block", ylabel=self.measure)
+        axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
         figure.savefig(file, dpi=150)
 
@@ -115,14 +118,15 @@ def find_layers(features: Mapping[Any, Sequence[Any]], labels: Any = None, *, pr
                           "Pass features at two times or more, the one with the least noise first, or labels.")  # fmt: skip
         pairs = {time: zip(features[first], features[time], strict=True) for time in others}
         scores = {time: [cknna(x, y, k) for x, y in layers] for time, layers in pairs.items()}
-        measured = _UNLABELLED
+        measure, measured = "CKNNA", _UNLABELLED
     else:
         scores = per_layer(features, probe, labels)
-        measured = _LABELLED.format(name=getattr(probe, "__name__", "the probe"))
+        measure, measured = getattr(probe, "__name__", "probe"), _LABELLED
     quality = np.mean(list(scores.values()), axis=0)
     student, teacher, why = _choose(quality, depth, tolerance)
-    reasons = (f"Score: {measured}; mean over t = {', '.join(map(str, scores))}.", *why, _CAUTION.format(*_advised(depth)))
-    return Layers(student, teacher, scores, quality.tolist(), reasons)
+    what = f"Score: {measured.format(measure, next(iter(features)))}; mean over t = {', '.join(map(str, scores))}."
+    reasons = (what, *why, _CAUTION.format(*_advised(depth)))
+    return Layers(student, teacher, scores, measure, quality.tolist(), reasons)
 
 
 def _depth(features: Mapping[Any, Sequence[Any]]) -> int:

@@ -122,9 +122,7 @@ def test_a_block_that_does_not_run_once_is_refused():
             return self.x_embedder(x), self.t_embedder(torch.stack([t, t], -1))
 
     x0, noise, _, y = make_batch(3)
-    rule = (
-        r"^A block must run once per forward\. Received: 'blocks\.1', which ran 0 times\. Pass blocks=, the list"
-    )
+    rule = r"^A block must run once per forward\. Received: 'blocks\.1', which ran 0 times\. Pass blocks=, the list"
     with pytest.raises(ValueError, match=rule):
         features(Skipping(), x0, noise, y, times=[0.5])
 
