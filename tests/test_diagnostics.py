@@ -158,6 +158,30 @@ def test_what_a_loop_logs_carries_no_graph():
     assert not any(value.requires_grad for value in values)
 
 
+@pytest.mark.only("torch")
+def test_nothing_waits_for_the_device():
+    """Tensors without numbers: reading one would be an error."""
+    import torch
+
+    x, t = torch.ones(2, 4, 3, device="meta"), torch.ones(2, device="meta")
+    loss = selfalign.SRALoss(student_layer=1, teacher_layer=2)
+    plateau = selfalign.plateau.Plateau()
+    state, factor = plateau(plateau.init(), loss.metrics(x, x)["cosine"])
+    metrics = {
+        "norm": diagnostics.feature_norm(x),
+        "ratio": diagnostics.participation_ratio(x, center=True),
+        "cka": diagnostics.cka(x, x),
+        "drift": diagnostics.drift([x], [x]),
+        "snr": diagnostics.snr_decibels(loss.path, t),
+        "factor": plateau(state, factor)[1],
+    }
+    logger = diagnostics.TensorBoardLogger(Writer(), every=2)
+    logger.log(0, metrics)
+    assert {value.device.type for value in metrics.values()} == {"meta"}
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        logger.flush()
+
+
 @pytest.mark.only("jax")
 def test_health_and_cka_under_jit():
     import jax

@@ -55,7 +55,7 @@ def pca_maps(tokens: Any, grid: Sequence[int], percentiles: tuple[float, float] 
 
 
 def _components(x: np.ndarray) -> np.ndarray:
-    pca = need("sklearn.decomposition").PCA(3, svd_solver="full" if min(x.shape) < 500 else "covariance_eigh")
+    pca = need("sklearn.decomposition").PCA(3, random_state=0)
     with np.errstate(invalid="ignore", divide="ignore"):  # shares of a variance that may be 0
         projected = pca.fit_transform(x)
     weights = pca.components_  # [3, D]
