@@ -19,6 +19,7 @@ from selfalign.paths import Path
 from ._torch_distributed import average_gradients, share, unwrap, world
 from ._torch_ema import HALF, Teacher, check_same_tensors
 from ._torch_families import stream
+from ._torch_features import features as features
 from ._torch_forward import Forward, Inputs, check_share
 from ._torch_taps import Select, Tap, find_blocks, find_module, read_width, run_until, tokens_of
 from ._torch_watch import Watch

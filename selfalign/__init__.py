@@ -1,9 +1,10 @@
 """selfalign: Self-Representation Alignment (SRA) for diffusion transformers, in any framework.
 
-The core is pure arithmetic on `keras.ops`; importing it imports no framework. Adapters live in `selfalign.adapters`.
+The core is pure arithmetic on `keras.ops`; importing it imports no framework. Adapters live in `selfalign.adapters`, what looks
+at a model's features in `selfalign.diagnostics`.
 """
 
-from . import distances, paths, projector, schedules, targets, time_gap
+from . import distances, paths, plateau, projector, schedules, targets, time_gap
 from .loss import SRALoss
 from .projector import init_projector, project
 from .targets import preset_layers
@@ -18,6 +19,7 @@ __all__ = [
     "ema_update",
     "init_projector",
     "paths",
+    "plateau",
     "preset_layers",
     "project",
     "projector",

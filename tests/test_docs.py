@@ -35,6 +35,16 @@ loss, blocks = selfalign.SRALoss(student_layer=0.25, teacher_layer=0.7), []
 """
 )
 AFRESH = "'align' in globals() and align.detach()\n"  # each block attaches for itself
+DOCS_DIAGNOSTICS = """
+import selfalign
+loss, null_class, labels = selfalign.SRALoss(student_layer=0.25, teacher_layer=0.7), 10, torch.arange(60) % 2
+x0 = torch.randn(60, 6, 4)
+"""
+DIAGNOSTICS_RAN = """
+assert layers.student < layers.teacher and len(accuracies[0.5]) == len(between_layers) == len(between_times) == 6
+assert os.path.getsize("layers.png") and os.path.getsize("maps.png")
+assert open("log.csv").read().count("cosine") == len(loader) and float(factor) == 1
+"""
 DOCS_TORCH_RAN = """
 assert blocks == [3, 0, 0, 0]
 x0, noise, t, y = make_batch()
@@ -162,6 +172,7 @@ RUNS = {
         cheaper(blocks("docs/cheaper.md")),
         "assert blocks == [0, 4, 0, 1], blocks\ntorch.distributed.destroy_process_group()",
     ),
+    "docs/diagnostics.md": (README_TORCH + DOCS_DIAGNOSTICS, blocks("docs/diagnostics.md"), DIAGNOSTICS_RAN),
     "docs/keras.md": (
         DOCS_KERAS,
         blocks("docs/keras.md"),
@@ -235,7 +246,7 @@ def test_the_list_of_errors_has_every_message_of_the_sources():
     """The longest literal of each rule, as test_errors.py reads it, and of each warning."""
     listed = "\n".join(" ".join(entry) for entries in tool("messages").all_messages(ROOT).values() for entry in entries)
     rules = []
-    for file in [*(ROOT / "selfalign").glob("*.py"), *(ROOT / "adapters").glob("*.py")]:
+    for file in [*(ROOT / "selfalign").rglob("*.py"), *(ROOT / "adapters").glob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
             name = getattr(getattr(node, "func", None), "attr", getattr(getattr(node, "func", None), "id", ""))
             if isinstance(node, ast.Call) and name in tool("messages").CALLS:

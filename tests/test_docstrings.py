@@ -9,13 +9,15 @@ import pytest
 from support import BACKEND
 
 import selfalign
+from selfalign import diagnostics
 
 ADAPTERS = {
-    "torch": ["selfalign.adapters.torch", "selfalign.adapters.keras"],
+    "torch": ["selfalign.adapters.torch", "selfalign.adapters._torch_features", "selfalign.adapters.keras"],
     "jax": ["selfalign.adapters.jax", "selfalign.adapters._jax_taps", "selfalign.adapters.keras"],
     "numpy": [],
 }[BACKEND]
 CORE = [f"selfalign.{m.name}" for m in pkgutil.iter_modules(selfalign.__path__) if m.name != "adapters"]
+CORE += [f"selfalign.diagnostics.{m.name}" for m in pkgutil.iter_modules(diagnostics.__path__)]
 MODULES = ["selfalign", *CORE, *ADAPTERS]
 PUBLIC = [name for name in MODULES if not name.rpartition(".")[2].startswith("_")]
 
@@ -34,7 +36,7 @@ def functions(module):
 
 
 def test_the_modules_are_found():
-    assert {"selfalign.paths", "selfalign.loss", "selfalign.teacher", "selfalign._backend"} <= set(MODULES)
+    assert {"selfalign.paths", "selfalign.loss", "selfalign._backend", "selfalign.diagnostics.health"} <= set(MODULES)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras's own, with NumPy 2.4

@@ -11,7 +11,7 @@ import pytest
 from support import array, tensor
 
 import selfalign
-from selfalign import SRALoss, distances, paths, projector, schedules, targets, time_gap
+from selfalign import SRALoss, distances, paths, plateau, projector, schedules, targets, time_gap
 
 
 def loss(**settings):
@@ -316,6 +316,18 @@ ERRORS = {
     "a factor that has no settings": (lambda: schedules.Warmup(10) * len, ValueError,
         "Factors must be numbers or objects of selfalign.schedules", "<built-in function len>",
         "Multiply inside a function of the step instead."),
+    # the plateau
+    "no patience": (lambda: plateau.Plateau(patience=0), ValueError, "patience must be finite and at least 1", "0", BOUNDS),
+    "patience of half a step": (lambda: plateau.Plateau(patience=0.5), TypeError, "patience must be an integer", "0.5", NUMBER),
+    "warm-up below 0": (lambda: plateau.Plateau(warmup=-1), ValueError, "warmup must be finite and at least 0", "-1", BOUNDS),
+    "negative gain": (lambda: plateau.Plateau(min_gain=-1), ValueError, "min_gain must be finite and at least 0", "-1", BOUNDS),
+    "a factor that rises": (lambda: plateau.Plateau(shrink=2), ValueError, "shrink must be in [0, 1]", "2", BOUNDS),
+    "smoothing that never moves": (lambda: plateau.Plateau(smoothing=1), ValueError, "smoothing must be in [0, 0.999999]", "1",
+        "It is the old value's weight."),
+    "a cosine per sample": (lambda: plateau.Plateau()(plateau.PlateauState(), ones(3)), ValueError,
+        "cosine must be a scalar", "shape (3,)", "Take its mean over the batch."),
+    "a cosine in words": (lambda: plateau.Plateau()(plateau.PlateauState(), "0.5"), TypeError,
+        "cosine must be a tensor", "str '0.5'", "Convert it first."),
     # the loss's own
     "decay above 1 in the loss": (lambda: loss(decay=2), ValueError, "decay must be in [0, 1]", "2", OLD_VALUE),
     "unknown recipe": (lambda: SRALoss.preset("SiT-B/2", recipe="official"), ValueError,

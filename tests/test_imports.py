@@ -36,6 +36,12 @@ def test_importing_selfalign_imports_no_framework(tmp_path):
     assert (printed, errors) == ("[]", "")
 
 
+def test_importing_the_diagnostics_imports_neither_a_framework_nor_what_they_may_need(tmp_path):
+    code = "import sys, selfalign.diagnostics; print(sorted({'sklearn', 'scipy', 'matplotlib'} & set(sys.modules)))\n"
+    printed, errors = python(code + FRAMEWORKS, tmp_path)
+    assert (printed, errors) == ("[]\n['numpy']", "")
+
+
 def test_settings_need_no_framework(tmp_path):
     code = (
         LOSS + "selfalign.SRALoss.preset('DiT-B/2', recipe='paper').weight_at(5004 * 400); loss.settings(); loss.layers(12)\n"

@@ -31,6 +31,7 @@ def dist(tmp_path_factory):
 
 def modules():
     core = {f"selfalign/{path.name}" for path in (ROOT / "selfalign").iterdir() if path.suffix in (".py", ".typed")}
+    core |= {f"selfalign/diagnostics/{path.name}" for path in (ROOT / "selfalign" / "diagnostics").glob("*.py")}
     return core | {f"selfalign/adapters/{path.name}" for path in (ROOT / "adapters").glob("*.py")}
 
 

@@ -13,7 +13,8 @@ CALLS = ("invalid", "_usage", "_running", "ValueError", "TypeError", "ImportErro
 
 def all_messages(root: Path) -> dict[str, list[Message]]:
     """{module: its messages}, in the order of modules' names and of the sources; modules without any are left out."""
-    files = sorted([*(root / "selfalign").glob("*.py"), *(root / "adapters").glob("*.py")], key=module_of)
+    folders = (root / "selfalign", root / "selfalign" / "diagnostics", root / "adapters")
+    files = sorted((file for folder in folders for file in folder.glob("*.py")), key=module_of)
     trees = {module_of(file): ast.parse(file.read_text("utf-8")) for file in files}
     named = names_by_check(trees.values())
     found = {module: list(dict.fromkeys(messages(tree, named))) for module, tree in trees.items()}
@@ -21,7 +22,7 @@ def all_messages(root: Path) -> dict[str, list[Message]]:
 
 
 def module_of(file: Path) -> str:
-    package = "selfalign.adapters" if file.parent.name == "adapters" else "selfalign"
+    package = {"adapters": "selfalign.adapters", "diagnostics": "selfalign.diagnostics"}.get(file.parent.name, "selfalign")
     return package if file.stem == "__init__" else f"{package}.{file.stem}"
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-ADAPTERS = {"torch": ("SelfAlignment", "Projector"), "keras": ("SelfAligned",)}  # jax says so itself, in __all__
+ADAPTERS = {"torch": ("SelfAlignment", "Projector", "features"), "keras": ("SelfAligned",)}  # jax says so itself, in __all__
 COMMANDS = ("cli",)  # no functions to call: docs/cli.md
 
 
@@ -26,18 +26,20 @@ def missing(root: Path) -> list[str]:
 
 def public(root: Path) -> Iterator[tuple[str, bool]]:
     """(full name, whether it has a docstring) of every public function and class."""
-    for file in sorted((root / "selfalign").glob("[!_]*.py")):
+    core = root / "selfalign"
+    for file in sorted([*core.glob("[!_]*.py"), *core.glob("diagnostics/[!_]*.py")]):
         if file.stem in COMMANDS:
             continue
+        module = ".".join(file.relative_to(root).with_suffix("").parts)
         for name, node in definitions(file).items():
             if not name.startswith("_"):
-                yield f"selfalign.{file.stem}.{name}", bool(ast.get_docstring(node))
+                yield f"{module}.{name}", bool(ast.get_docstring(node))
     for file in sorted((root / "adapters").glob("[!_]*.py")):
-        own = definitions(file)
-        taps = definitions(file.with_name(f"_{file.stem}_taps.py"))
+        files = [*sorted(file.parent.glob(f"_{file.stem}_*.py")), file]
+        found = {name: (part.stem, node) for part in files for name, node in definitions(part).items()}
         for name in ADAPTERS.get(file.stem) or exported(file):
-            module = file.stem if name in own else f"_{file.stem}_taps"
-            yield f"selfalign.adapters.{module}.{name}", bool(ast.get_docstring(own.get(name) or taps[name]))
+            module, node = found[name]
+            yield f"selfalign.adapters.{module}.{name}", bool(ast.get_docstring(node))
 
 
 def definitions(file: Path) -> dict[str, ast.FunctionDef | ast.ClassDef]:
