@@ -16,7 +16,7 @@ from ._torch_call import Call, Called, close
 from ._torch_condition import Condition, Recorded
 from ._torch_distributed import release
 from ._torch_families import stream
-from ._torch_taps import Select, Tap, tokens_of
+from ._torch_taps import Reached, Select, Tap, tokens_of
 
 
 class Inputs(NamedTuple):
@@ -115,3 +115,18 @@ def _evaluating(teacher: nn.Module) -> Iterator[None]:
         release(teacher)
         if mode:
             teacher.train()
+
+
+def own_tokens(model: nn.Module, where: str, reached: Reached | None, select: Select | None, width: int, x0: torch.Tensor,
+               condition: dict[str, Any]) -> torch.Tensor:  # fmt: skip
+    """The target without a teacher: the model's own tokens, from the student's forward."""
+    block = model.get_submodule(where)
+    if reached is None:
+        raise invalid("The teacher's layer must run in the student's forward", f"no output of {where}",
+                      "Choose a layer that runs for every input.")  # fmt: skip
+    return tokens_of(reached, select or stream(model, block, x0, condition), block, where, width).detach()
+
+
+def autocasting(device: torch.device, autocast: tuple[bool, torch.dtype]) -> torch.autocast:
+    """A context in the precision that a tap has recorded."""
+    return torch.autocast(device.type, dtype=autocast[1], enabled=autocast[0])

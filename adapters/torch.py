@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfalign import projector
 from selfalign._backend import load_keras
 from selfalign._checks import check_number, check_time, invalid
 from selfalign.loss import SRALoss
@@ -20,36 +19,10 @@ from ._torch_distributed import average_gradients, share, unwrap, world
 from ._torch_ema import HALF, Teacher, check_same_tensors
 from ._torch_families import stream
 from ._torch_features import features as features
-from ._torch_forward import Forward, Inputs, check_share
+from ._torch_forward import Forward, Inputs, autocasting, check_share, own_tokens
+from ._torch_projector import Projector as Projector
 from ._torch_taps import Select, Tap, find_blocks, find_module, read_width, run_until, tokens_of
 from ._torch_watch import Watch
-
-
-class Projector(nn.Module):
-    """The projector's parameters, under the core's names and in its layout; `selfalign.project` does the rest.
-
-    Args:
-        width: feature width D of the tapped blocks.
-        generator: a CPU generator for the initial draws; the global random stream is left alone.
-        like: a tensor whose device and dtype the parameters take.
-
-    Example:
-        >>> import torch
-        >>> from selfalign.adapters.torch import Projector
-        >>> net = Projector(8, torch.Generator().manual_seed(0), like=torch.zeros(1))
-        >>> net(torch.ones(2, 3, 8)).shape
-        torch.Size([2, 3, 8])
-    """
-
-    def __init__(self, width: int, generator: torch.Generator, like: torch.Tensor) -> None:
-        super().__init__()
-        draws = [torch.rand(shape, generator=generator) for shape in projector.draw_shapes(width)]
-        device = "cpu" if like.is_meta else like.device  # a model without weights yet gets them later; these are here now
-        for name, value in projector.init_projector(*draws).items():
-            self.register_parameter(name, nn.Parameter(value.to(device, like.dtype)))
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return projector.project(dict(self.named_parameters()), tokens)
 
 
 class SelfAlignment:
@@ -147,32 +120,20 @@ class SelfAlignment:
         path, given = (teacher, None) if isinstance(teacher, str) else (None, teacher)
         first, self.taps, later = self._find_taps(blocks, student, path)
         block = self.model.get_submodule(self.taps[0])
-        if truncate and (given is not None or not later):
-            raise invalid("truncate= cuts the blocks after the teacher's layer off a teacher of ours",
-                          "teacher= of yours" if given is not None else f"no blocks after {self.taps[1]!r}",
-                          "Leave truncate= out.")  # fmt: skip
         itself = given is not None and given in (model, self.model)
-        if itself and loss.max_gap:
-            raise invalid("teacher=model takes the target from the student's own forward, at its own noise",
-                          f"max_gap={loss.max_gap}", "Pass SRALoss(max_gap=0); for a second forward of the model as it is, "
-                          "leave teacher= out and pass SRALoss(decay=0).")  # fmt: skip
+        self._check_teacher(given, itself, truncate, later)
         self._ema = Teacher(self.model, given, later if truncate else (), offload, teacher_dtype)
-        if width is None:
-            width = read_width(self.model, block) if example is None else self._dry_run(example)
-        if width is None:
-            raise invalid("The width of the tapped block must be known", f"{self.taps[0]!r}, which does not tell it clearly",
-                          "Pass width=D, or example=(x, t, *condition) for a dry run.")  # fmt: skip
-        self._width = width
+        self._width = self._find_width(block, example) if width is None else width
         like = next((p for p in [*block.parameters(), *self.model.parameters()] if p.is_floating_point()), torch.empty(0))
-        self.projector = Projector(width, torch.Generator().manual_seed(self._drawn("projector")), like)
+        self.projector = Projector(self._width, torch.Generator().manual_seed(self._drawn("projector")), like)
         average_gradients(self.projector)
 
         target = self.model.get_submodule(self.taps[1]) if itself else None
         self._tap: Tap | None = Tap(self.model, block, self.taps[0], target)
         options = None if compile is False else dict(compile) if isinstance(compile, Mapping) else {}
-        self._forward = None if itself else Forward(
-            self.model, self.teacher, loss, self._tap, first, self.taps[1], width, select, call, not check_condition, options
-        )  # fmt: skip
+        rest = self._width, select, call, not check_condition, options
+        forward = None if itself else Forward(self.model, self.teacher, loss, self._tap, first, self.taps[1], *rest)
+        self._forward = forward
         self._check_share = check_condition and self.batch_share < 1
         # weighted outside of what is compiled: another weight would be another function
         self._unit = dataclasses.replace(loss, weight=1.0)
@@ -198,6 +159,24 @@ class SelfAlignment:
         parent = student.rpartition(".")[0]
         alike = isinstance(self.model.get_submodule(parent), (nn.ModuleList, nn.Sequential))
         return f"{parent}.0".lstrip(".") if alike else student, [student, teacher], []
+
+    def _check_teacher(self, given: Any, itself: bool, truncate: bool, later: list[str]) -> None:
+        """Refuse options that a teacher of the user's, or none, cannot have."""
+        if truncate and (given is not None or not later):
+            raise invalid("truncate= cuts the blocks after the teacher's layer off a teacher of ours",
+                          "teacher= of yours" if given is not None else f"no blocks after {self.taps[1]!r}",
+                          "Leave truncate= out.")  # fmt: skip
+        if itself and self.loss.max_gap:
+            raise invalid("teacher=model takes the target from the student's own forward, at its own noise",
+                          f"max_gap={self.loss.max_gap}", "Pass SRALoss(max_gap=0); for a second forward of the model as it "
+                          "is, leave teacher= out and pass SRALoss(decay=0).")  # fmt: skip
+
+    def _find_width(self, block: nn.Module, example: Any) -> int:
+        width = read_width(self.model, block) if example is None else self._dry_run(example)
+        if width is None:
+            raise invalid("The width of the tapped block must be known", f"{self.taps[0]!r}, which does not tell it clearly",
+                          "Pass width=D, or example=(x, t, *condition) for a dry run.")  # fmt: skip
+        return width
 
     def _dry_run(self, example: Any) -> int:
         """The width of the student's tokens in a forward of the teacher."""
@@ -269,13 +248,14 @@ class SelfAlignment:
         called, autocast, own = tap.called, tap.autocast, tap.target
         student = tap.take(self.select or stream(self.model, tap.block, x0, called[1]), self._width)
         if self._forward is None:
-            tokens = self._own_tokens(own, x0, called[1])
+            whole = own_tokens(self.model, self.taps[1], own, self.select, self._width, x0, called[1])
+            tokens = whole[: self._aligned(len(whole))]
         else:
             draws = self._gaps(t, trains) if u is None else u
             inputs = Inputs(x0, noise, t, draws, called, (condition, conditions), self._forward.condition.take())
             tokens = self._teacher_tokens(inputs, autocast, student.dtype)
         count = len(tokens)
-        with _precision(student.device, autocast):
+        with autocasting(student.device, autocast):
             mask = None if loss_mask is None else loss_mask[:count]
             distance, self.metrics = self._compare(student[:count], tokens[:count], mask)
             if self.check_finite:
@@ -307,22 +287,13 @@ class SelfAlignment:
             autocast = True, dtype
         count = self._aligned(len(whole.t))
         inputs = whole if count == len(whole.t) else whole.first(count)
-        with _precision(whole.t.device, autocast):
+        with autocasting(whole.t.device, autocast):
             expected = forward(whole)[:count] if self._check_share and inputs is not whole else None
             tokens = forward(inputs)
         if expected is not None:
             check_share(tokens, expected)
             self._check_share = False
         return tokens
-
-    def _own_tokens(self, reached: Any, x0: torch.Tensor, condition: dict[str, Any]) -> torch.Tensor:
-        """The target without a teacher: the model's own tokens of the same forward."""
-        block = self.model.get_submodule(self.taps[1])
-        if reached is None:
-            raise invalid("The teacher's layer must run in the student's forward", f"no output of {self.taps[1]}",
-                          "Choose a layer that runs for every input.")  # fmt: skip
-        tokens = tokens_of(reached, self.select or stream(self.model, block, x0, condition), block, self.taps[1], self._width)
-        return tokens[: self._aligned(len(tokens))].detach()
 
     def _aligned(self, batch: int) -> int:
         """How many samples of a batch have a term."""
@@ -423,7 +394,3 @@ class SelfAlignment:
 
     def __exit__(self, *exc: object) -> None:
         self.detach()
-
-
-def _precision(device: torch.device, autocast: tuple[bool, torch.dtype]) -> torch.autocast:
-    return torch.autocast(device.type, dtype=autocast[1], enabled=autocast[0])

@@ -165,8 +165,7 @@ def train(group: str, name: str, seed: int, arguments: list[str]) -> list[Row]:
     """All that is measured of one run; on one thread, a core per run."""
     torch.set_num_threads(1)
     settings = common.parse(torch_sit.PARSER, [*arguments, "--no-sra", "--seed", str(seed)])
-    run = Run(common.load_data(settings), settings, GROUPS[group][name])
-    run.tensors = subset(run.tensors)
+    run = Run(subset(common.load_data(settings)), settings, GROUPS[group][name])
     rows: list[Row] = []
     losses = []
     for step in range(1, settings.steps + 1):
@@ -186,7 +185,7 @@ def train(group: str, name: str, seed: int, arguments: list[str]) -> list[Row]:
     return rows + generation(run)
 
 
-def subset(data: Any, images: int = 6000, held_out: int = 1000) -> Any:
+def subset(data: common.Data, images: int = 6000, held_out: int = 1000) -> common.Data:
     """As many as a probe can be fitted to in seconds, and a test set."""
     few = (data.images[:images], data.labels[:images], data.held_out_images[:held_out], data.held_out_labels[:held_out])
     return common.Data(*few, data.classes)

@@ -398,8 +398,9 @@ def test_every_error_of_the_core_is_in_the_table():
         "Keras must be imported before torch.compile traces selfalign. Received: a first call under torch.compile. "
         "Build the SelfAlignment first, or run the first step eagerly."
     )
-    core = pathlib.Path(selfalign.__file__).parent
-    rules = {rule for file in core.glob("*.py") for rule in literal_rules(ast.parse(file.read_text("utf-8")))}
+    files = [file for file in pathlib.Path(selfalign.__file__).parent.glob("*.py") if file.stem not in ("cli", "_installed")]
+    # test_cli.py has those two
+    rules = {rule for file in files for rule in literal_rules(ast.parse(file.read_text("utf-8")))}
     assert len(rules) > 30
     missing = sorted(rule for rule in rules if not any(rule in message for message in messages))
     assert missing == []
