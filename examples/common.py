@@ -145,10 +145,10 @@ def draw_samples(run: Run, file: Path, columns: int = 10) -> None:
 class Data(NamedTuple):
     """Training and held-out images [N, H, W, C] in [-1, 1], float32, with labels [N], int32, and the names of the classes."""
 
-    images: np.ndarray
-    labels: np.ndarray
-    held_out_images: np.ndarray
-    held_out_labels: np.ndarray
+    images: Any  # here and below: a NumPy array, or a framework's tensor
+    labels: Any
+    held_out_images: Any
+    held_out_labels: Any
     classes: list[str]
 
 

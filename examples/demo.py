@@ -129,7 +129,7 @@ def features(run: torch_sit.Run, x0: torch.Tensor, model: nn.Module, time: float
     """A model's mean token [n, D] after each block, of images at one noise level."""
     tokens: list[np.ndarray] = []
     keep = lambda block, inputs, output: tokens.append(output.mean(1).cpu().numpy())  # noqa: E731
-    hooks = [block.register_forward_hook(keep) for block in model.blocks]
+    hooks = [block.register_forward_hook(keep) for block in model.get_submodule("blocks").children()]
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3)).to(x0.device)
     t = torch.full((len(x0),), time, device=x0.device)
     nothing = torch.full((len(x0),), run.model.null_class, device=x0.device)  # told the class, it would only repeat it
@@ -151,7 +151,7 @@ def train_all(jobs: dict[Job, list[str]], images: int, sampling_steps: int) -> d
         return {job: future.result() for job, future in futures.items()}
 
 
-def show_progress(futures: dict[Job, Future], steps: int, messages: Any) -> None:
+def show_progress(futures: dict[Job, Future[Result]], steps: int, messages: Any) -> None:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps {task.fields[state]}")
     with Progress(*columns) as progress:
         bars = {job: progress.add_task(f"seed {job.seed}, {job.arm:>11}", total=steps, state="") for job in futures}
@@ -160,8 +160,8 @@ def show_progress(futures: dict[Job, Future], steps: int, messages: Any) -> None
                 job, step, state = messages.get(timeout=0.2)
                 progress.update(bars[job], completed=step, state=state)
             for future in futures.values():
-                if future.done() and future.exception():
-                    raise future.exception()
+                if future.done():
+                    future.result()  # raises what the training raised
         for bar in bars.values():
             progress.update(bar, completed=steps, state="done")
 
@@ -321,7 +321,7 @@ def draw(results: dict[Job, Result], metrics: list[Metric], layers: tuple[int, i
     from matplotlib import pyplot
 
     figure = pyplot.figure(figsize=(13, 8.6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1), hspace=0.04)
+    (top,), (bottom,) = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.25, 1), hspace=0.04)
     seed = next(iter(results)).seed
     top.suptitle(f"Samples by class, seed {seed}: each sample starts from the same noise in both arms", fontsize=12)
     for axis, arm in zip(top.subplots(1, 2), ARMS, strict=True):
@@ -420,6 +420,7 @@ def main() -> None:
     device = first.device
     judge = Judge(first.tensors, epochs=2 if settings.short else 20)
     results = {job: result._replace(samples=torch.tensor(result.samples).to(device)) for job, result in results.items()}
+    assert first.align  # the arm with SRA
     layers = first.align.loss.layers(len(first.model.blocks))
     metrics = measure(results, judge, layers)
     seconds = time_steps({job: jobs[job] for job in list(jobs)[:2]}, 5 if settings.short else 30)

@@ -224,7 +224,9 @@ class Run(common.Run):
         return losses
 
     def sample(self, noise: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        return np.asarray(sample(self.teacher.average, noise, labels, self.settings.sampling_steps, self.settings.guidance))
+        x = sample(self.teacher.average, jnp.asarray(noise), jnp.asarray(labels), self.settings.sampling_steps,
+                   self.settings.guidance)  # fmt: skip
+        return np.asarray(x)
 
     def write(self, file: Path) -> None:
         with file.open("wb") as stream:

@@ -36,7 +36,9 @@ SCHEDULER = DDPMScheduler()  # 1000 steps, betas from 1e-4 to 0.02, prediction o
 PATH = selfalign.paths.Discrete(SCHEDULER.alphas_cumprod.tolist())  # SRA
 
 
-def dit(label_dropout: float, size: int, channels: int, classes: int, patch: int, width: int, depth: int, heads: int):
+def dit(
+    label_dropout: float, size: int, channels: int, classes: int, patch: int, width: int, depth: int, heads: int
+) -> DiTTransformer2DModel:
     """A DiT whose prediction has the image's channels (no learned variance); label `classes` means "none", for guidance."""
     model = DiTTransformer2DModel(
         sample_size=size, patch_size=patch, in_channels=channels, num_layers=depth, num_attention_heads=heads,

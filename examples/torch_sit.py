@@ -64,6 +64,8 @@ class Block(nn.Module):
 class SiT(nn.Module):
     """A scalable interpolant transformer: the velocity of a noisy image, given its time and its class."""
 
+    positions: torch.Tensor  # [N, D]
+
     def __init__(self, size: int, channels: int, classes: int, patch: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
         self.patch, self.side, self.null_class = patch, size // patch, classes  # one class more: "none", for guidance
@@ -85,8 +87,9 @@ class SiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.class_embedder.weight, std=0.02)
-        for zero in (*(block.modulation[-1] for block in self.blocks), self.modulation[-1], self.head):
-            nn.init.zeros_(zero.weight)
+        for module in (*self.blocks, self):
+            nn.init.zeros_(module.get_parameter("modulation.1.weight"))
+        nn.init.zeros_(self.head.weight)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # [B, C, H, W], [B], [B]
         condition = self.time_embedder(waves(1000 * t, self.positions.shape[-1])) + self.class_embedder(y)  # [B, D]
@@ -200,7 +203,7 @@ def sample(model: nn.Module, noise: torch.Tensor, y: torch.Tensor, steps: int = 
         conditional = model(x, t.expand(len(x)), y)
         if guidance == 1.0:
             return conditional
-        free = model(x, t.expand(len(x)), torch.full_like(y, model.null_class))
+        free = model(x, t.expand(len(x)), torch.full_like(y, model.null_class))  # type: ignore[arg-type]  # an int
         return free + guidance * (conditional - free)
 
     x = noise
