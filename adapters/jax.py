@@ -47,6 +47,12 @@ class Teacher(NamedTuple):
     Attributes:
         average: the EMA of the student's parameters, of their structure and sharding; float32, or float64 where they are.
         step: the number of optimizer steps done, an int32 scalar.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from selfalign.adapters import jax as sra
+        >>> sra.init_teacher({"w": jnp.ones(3)})._fields
+        ('average', 'step')
     """
 
     average: Any

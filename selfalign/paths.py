@@ -27,6 +27,12 @@ class Path:
         clean_at: the time of data.
         bounds: (lowest, highest) time allowed.
         span: the length of the time axis that a gap is a share of, in the unit of `toward_data`.
+
+    Example:
+        >>> import selfalign
+        >>> path = selfalign.paths.Linear()  # one of those that derive from it
+        >>> path.noise_at, path.clean_at, path.bounds
+        (1.0, 0.0, (0.0, 1.0))
     """
 
     name: ClassVar[str]

@@ -21,6 +21,8 @@ class PlateauState(NamedTuple):
         best: the best smoothed cosine since the warm-up, or since the factor last fell.
         waited: steps since `best` was set.
         factor: what to multiply the term with; never rises.
+
+    Example: see `Plateau`.
     """
 
     steps: Any = 0

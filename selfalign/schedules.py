@@ -15,7 +15,13 @@ from ._checks import build, check_number, invalid, keep
 
 
 class Schedule:
-    """Base of the schedules: a function of the step with plain settings. Multiply schedules and numbers freely."""
+    """Base of the schedules: a function of the step with plain settings. Multiply schedules and numbers freely.
+
+    Example:
+        >>> import selfalign
+        >>> (0.5 * selfalign.schedules.Stop(10)).settings()["name"]
+        'product'
+    """
 
     name: ClassVar[str]
 

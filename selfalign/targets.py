@@ -39,7 +39,13 @@ def preset_layers(name: str) -> tuple[int, int]:
 
 
 def family_of(name: str) -> str:
-    """ "SiT" or "DiT", from a model's name."""
+    """ "SiT" or "DiT", from a model's name.
+
+    Example:
+        >>> import selfalign
+        >>> selfalign.targets.family_of("DiT-XL/2")
+        'DiT'
+    """
     return parse_preset(name)[0]
 
 
@@ -59,7 +65,13 @@ def parse_preset(name: str) -> tuple[str, str]:
 
 
 def check_layer(name: str, layer: Any) -> int | float:
-    """A layer as given: a number from 1, or a fraction of the depth inside (0, 1)."""
+    """A layer as given: a number from 1, or a fraction of the depth inside (0, 1). Raises ValueError or TypeError otherwise.
+
+    Example:
+        >>> import selfalign
+        >>> selfalign.targets.check_layer("student_layer", 8), selfalign.targets.check_layer("student_layer", 0.25)
+        (8, 0.25)
+    """
     if isinstance(layer, numbers.Integral) and not isinstance(layer, bool):
         return int(check_number(name, operator.index(layer), 1, fix="Layers are counted from 1: layer n is after block n."))
     if isinstance(layer, numbers.Real) and not isinstance(layer, bool):
@@ -98,7 +110,12 @@ def resolve_layers(student_layer: Any, teacher_layer: Any, depth: int, allow_sam
 
 
 def check_order(student: float, teacher: float, allow_same_layer: bool) -> None:
-    """The student's layer comes before the teacher's."""
+    """The student's layer comes before the teacher's: raises ValueError otherwise.
+
+    Example:
+        >>> import selfalign
+        >>> selfalign.targets.check_order(3, 8, allow_same_layer=False)
+    """
     if student > teacher or (student == teacher and not allow_same_layer):
         raise invalid("student_layer must come before teacher_layer", f"student {student}, teacher {teacher}",
                       "Swap them; for the paper's same-layer ablation pass allow_same_layer=True.")  # fmt: skip

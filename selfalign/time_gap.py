@@ -49,7 +49,13 @@ def teacher_time(path: Path, t: Any, u: Any, max_gap: float = 0.2, random_gap: b
 
 
 def gap_range(path: Path, max_gap: float) -> float:
-    """`max_gap` in the path's own unit; whole steps on a discrete path."""
+    """`max_gap` in the path's own unit; whole steps on a discrete path. Raises ValueError outside [0, 1], or below a step.
+
+    Example:
+        >>> import selfalign
+        >>> selfalign.time_gap.gap_range(selfalign.paths.Discrete(), 0.2)
+        200
+    """
     check_number("max_gap", max_gap, 0, 1, "It is a share of the path's time axis, 0.2 in the paper.")
     span = max_gap * path.span
     if not path.discrete:

@@ -12,20 +12,22 @@ COMMANDS = ("cli",)  # no functions to call: docs/cli.md
 
 
 def missing(root: Path) -> list[str]:
-    """What is wrong: public names without a docstring, or without a place in docs/reference/."""
+    """What is wrong: public names without a docstring or an example in it, or without a place in docs/reference/."""
     pages = "\n".join(page.read_text("utf-8") for page in sorted((root / "docs" / "reference").glob("*.md")))
     placed = set(re.findall(r"^::: (\S+)$", pages, re.M))
     wrong = []
-    for name, documented in public(root):
-        if not documented:
+    for name, docstring in public(root):
+        if not docstring:
             wrong.append(f"{name} has no docstring")
+        elif "Example" not in docstring:
+            wrong.append(f"{name} has no example")
         if name not in placed:
             wrong.append(f"{name} is not in docs/reference/")
     return wrong
 
 
-def public(root: Path) -> Iterator[tuple[str, bool]]:
-    """(full name, whether it has a docstring) of every public function and class."""
+def public(root: Path) -> Iterator[tuple[str, str]]:
+    """(full name, docstring) of every public function and class."""
     core = root / "selfalign"
     for file in sorted([*core.glob("[!_]*.py"), *core.glob("diagnostics/[!_]*.py")]):
         if file.stem in COMMANDS:
@@ -33,13 +35,13 @@ def public(root: Path) -> Iterator[tuple[str, bool]]:
         module = ".".join(file.relative_to(root).with_suffix("").parts)
         for name, node in definitions(file).items():
             if not name.startswith("_"):
-                yield f"{module}.{name}", bool(ast.get_docstring(node))
+                yield f"{module}.{name}", ast.get_docstring(node) or ""
     for file in sorted((root / "adapters").glob("[!_]*.py")):
         files = [*sorted(file.parent.glob(f"_{file.stem}_*.py")), file]
         found = {name: (part.stem, node) for part in files for name, node in definitions(part).items()}
         for name in ADAPTERS.get(file.stem) or exported(file):
             module, node = found[name]
-            yield f"selfalign.adapters.{module}.{name}", bool(ast.get_docstring(node))
+            yield f"selfalign.adapters.{module}.{name}", ast.get_docstring(node) or ""
 
 
 def definitions(file: Path) -> dict[str, ast.FunctionDef | ast.ClassDef]:

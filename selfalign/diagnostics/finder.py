@@ -34,6 +34,8 @@ class Layers:
         measure: what the scores are, in a word or two.
         quality: the mean of the scores over the times, by layer.
         reasons: sentences: what was measured, why these two, what it is worth.
+
+    Example: see `find_layers`.
     """
 
     student: int

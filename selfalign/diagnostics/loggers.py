@@ -16,6 +16,8 @@ class Logger:
 
     Writing reads the numbers, which waits for the device; between two writings nothing does. Use it as a context, or close it:
     what was not written is written then.
+
+    Example: see `CSVLogger`.
     """
 
     def __init__(self, every: int = 100) -> None:
