@@ -264,10 +264,10 @@ def test_mixed_precision(policy, loss, data):
 @pytest.mark.parametrize("jit_compile", [True, False])
 def test_compiled_and_eager_fits_agree(loss, data, jit_compile):
     keras.utils.set_random_seed(0)
-    reference = SelfAligned(functional(), loss, seed=1)
+    reference = SelfAligned(functional(depth=4), loss, seed=1)
     reference.compile(optimizer=keras.optimizers.SGD(0.05), run_eagerly=True)
     keras.utils.set_random_seed(0)
-    model = SelfAligned(functional(), loss, seed=1)
+    model = SelfAligned(functional(depth=4), loss, seed=1)
     model.compile(optimizer=keras.optimizers.SGD(0.05), jit_compile=jit_compile)
     for m in (reference, model):
         m.fit(*data, batch_size=16, verbose=0, shuffle=False)

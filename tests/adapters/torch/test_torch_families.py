@@ -11,7 +11,7 @@ from diffusers_models import FAMILIES
 from torch.utils.checkpoint import checkpoint
 
 import selfalign
-from selfalign.adapters import torch as adapter
+from selfalign.adapters import _torch_forward as forward
 from selfalign.adapters.torch import SelfAlignment
 
 UNITS = {
@@ -71,8 +71,8 @@ def test_forward(case, monkeypatch):
     with torch.no_grad():
         before = case.predict()
     align, tokens = SelfAlignment(case.model, case.loss), []
-    taken = adapter.tokens_of
-    monkeypatch.setattr(adapter, "tokens_of", lambda *a: tokens.append(taken(*a)) or tokens[-1])
+    taken = forward.tokens_of
+    monkeypatch.setattr(forward, "tokens_of", lambda *a: tokens.append(taken(*a)) or tokens[-1])
     student = align._tap.take
     align._tap.take = lambda *a: tokens.append(student(*a)) or tokens[-1]
     _, term = case.total(align)
