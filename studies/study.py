@@ -222,9 +222,9 @@ def read(file: Path) -> list[tuple[str, int, str, str, float]]:
 def keep(file: Path, arm: str, seed: int, rows: list[Row]) -> None:
     """At once: a run is in the file as a whole, or not at all."""
     lines = [[arm, str(seed), metric, where, f"{value:.5g}"] for metric, where, value in rows]
-    new = not file.exists()
+    heading = [["arm", "seed", "metric", "where", "value"]] * (not file.exists())
     with file.open("a", newline="") as out:
-        out.writelines(",".join(line) + "\n" for line in [*[["arm", "seed", "metric", "where", "value"]] * new, *lines])
+        csv.writer(out, lineterminator="\n").writerows([*heading, *lines])
 
 
 def run_missing(group: str, file: Path, seeds: list[int], arguments: list[str], workers: int) -> None:
