@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -143,6 +143,17 @@ class Call:
             f"not path.add_noise(x0, noise, t) {_value(x)}. Student and teacher see different noise now. Pass the student's "
             "x0, noise and t, and the loss a path with your direction of time."
         )
+
+
+def samples(value: Any, batch: int, part: slice) -> Any:
+    """Some samples of a call: these rows of every tensor in it that is as long as the batch."""
+    if isinstance(value, torch.Tensor):
+        return value[part] if value.ndim and len(value) == batch else value
+    if isinstance(value, Mapping):
+        return {key: samples(inner, batch, part) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(samples(inner, batch, part) for inner in value)
+    return value
 
 
 def _places(called: Called) -> dict[int | str, Any]:

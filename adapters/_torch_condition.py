@@ -50,7 +50,7 @@ class Condition(Hooks):
     def __init__(self, student: nn.Module, teacher: nn.Module, tap: Tap, first: str, last: str, trusted: bool,
                  compiled: Mapping[str, Any] | None) -> None:  # fmt: skip
         self.alive = True
-        self.compiled = None if compiled is None else torch.compile(reached, **compiled)
+        self.compiled = reached if compiled is None else torch.compile(reached, **compiled)
         self.student, self.teacher, self.tap, self.checked = student, teacher, tap, trusted
         self.first, self.last, self.where = teacher.get_submodule(first), teacher.get_submodule(last), last
         self.seen: Indices = {}
@@ -83,7 +83,7 @@ class Condition(Hooks):
         self.given = {x.untyped_storage().data_ptr() for x in given if isinstance(x, torch.Tensor)}
         # a compiled forward cannot look where a tensor lies: an earlier one has found out
         known = self.ran and self.checked and not self.carrying & (self.unknown - self.timeless)
-        self.settled = known and self.compiled is not None
+        self.settled = known and self.compiled is not reached
         output = self._reach(forward, t_teacher, indices)
         if self.checked or not self.student.training:
             return output
@@ -104,7 +104,7 @@ class Condition(Hooks):
             indices = {name: calls for name, calls in indices.items() if name in self.carrying}
         with self._replayed(indices), stopping_after(self.last):
             self.ran = True
-            return (self.compiled if self.settled and self.compiled else reached)(run, self.where)
+            return (self.compiled if self.settled else reached)(run, self.where)
 
     # What the student's hooks see
 

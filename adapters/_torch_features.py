@@ -12,9 +12,10 @@ from torch import nn
 from selfalign import paths
 from selfalign._checks import check_number, invalid
 
+from ._torch_call import samples
 from ._torch_distributed import unwrap
 from ._torch_families import stream
-from ._torch_taps import Select, find_blocks, reached_of, read_width, tokens_of
+from ._torch_taps import Select, evaluating, find_blocks, reached_of, read_width, tokens_of
 
 
 @torch.no_grad()
@@ -63,40 +64,19 @@ def features(model: nn.Module, x0: torch.Tensor, noise: torch.Tensor, *condition
     run = call or (lambda model, *args, **options: model(*args, **options))
     found = find_blocks(base, blocks)
     result: dict[float, list[torch.Tensor]] = {}
-    with _evaluating(base):
+    with evaluating(base):
         for time in times:
             t = torch.full((count,), time, device=x0.device)
             x = path.add_noise(x0, noise, t)
             batches = []
-            for part in torch.arange(count, device=x0.device).split(batch_size):
-                args, options = _part(condition, part, count), _part(conditions, part, count)
+            for start in range(0, count, batch_size):
+                part = slice(start, start + batch_size)
+                args, options = samples(condition, count, part), samples(conditions, count, part)
                 with _recording(base, found) as (outputs, called):
                     run(base, x[part], t[part], *args, **options)
                 batches.append(list(_tokens(base, outputs, called, select, x0[part], mean)))
             result[time] = [torch.cat(layer) for layer in zip(*batches, strict=True)]
     return result
-
-
-def _part(condition: Any, part: torch.Tensor, count: int) -> Any:
-    """The condition of some of the samples: of each tensor with a row per sample, these rows."""
-    if isinstance(condition, dict):
-        return {name: _part(value, part, count) for name, value in condition.items()}
-    if type(condition) in (tuple, list):
-        return type(condition)(_part(value, part, count) for value in condition)
-    rows = isinstance(condition, torch.Tensor) and condition.ndim and len(condition) == count
-    return condition[part.to(condition.device)] if rows else condition
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and each module's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

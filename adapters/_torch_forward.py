@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -12,11 +12,11 @@ from torch import nn
 from selfalign._checks import invalid
 from selfalign.loss import SRALoss
 
-from ._torch_call import Call, Called, close
+from ._torch_call import Call, Called, close, samples
 from ._torch_condition import Condition, Recorded
 from ._torch_distributed import release
 from ._torch_families import stream
-from ._torch_taps import Reached, Select, Tap, tokens_of
+from ._torch_taps import Reached, Select, Tap, evaluating, tokens_of
 
 
 class Inputs(NamedTuple):
@@ -32,20 +32,9 @@ class Inputs(NamedTuple):
 
     def first(self, count: int) -> Inputs:
         """The same for the first samples: of every tensor whose first axis is as long as the batch."""
-        batch, (indices, marks) = len(self.t), self.recorded
-        parts = {name: first(getattr(self, name), batch, count) for name in self._fields}
-        return self._replace(**parts | {"recorded": Recorded(first(indices, batch, count), marks)})
-
-
-def first(value: Any, batch: int, count: int) -> Any:
-    """The first samples of all tensors [batch, ...] in nested containers."""
-    if isinstance(value, torch.Tensor):
-        return value[:count] if value.ndim and len(value) == batch else value
-    if isinstance(value, Mapping):
-        return {key: first(inner, batch, count) for key, inner in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(first(inner, batch, count) for inner in value)
-    return value
+        batch, part, (indices, marks) = len(self.t), slice(count), self.recorded
+        parts = {name: samples(getattr(self, name), batch, part) for name in self._fields}
+        return self._replace(**parts | {"recorded": Recorded(samples(indices, batch, part), marks)})
 
 
 class Forward:
@@ -84,7 +73,7 @@ class Forward:
 
         clean = torch.full_like(t, path.clean_at)
         given = [*condition[0], *condition[1].values(), *called[0], *called[1].values()]
-        with _evaluating(self.teacher):
+        with _as_teacher(self.teacher):
             reached = self.condition.run(forward, t, t_teacher, clean, given, recorded)
         block = self.teacher.get_submodule(self.end)
         select = self.select or stream(self.student, block, x0, {**called[1], **condition[1]})
@@ -101,20 +90,16 @@ def check_share(tokens: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @contextmanager
-def _evaluating(teacher: nn.Module) -> Iterator[None]:
+def _as_teacher(teacher: nn.Module) -> Iterator[None]:
     """Eval mode, and what a forward that ends early has gathered is given back."""
-    mode = teacher.training  # a teacher of ours is in eval mode; a user's own EMA gets its mode back
     fast = torch.backends.mha.get_fastpath_enabled()  # PyTorch's own way of inference: padded tokens vanish in it
     torch.backends.mha.set_fastpath_enabled(False)
-    if mode:
-        teacher.eval()
-    try:
-        yield
+    try:  # a teacher of ours is in eval mode; a user's own EMA gets its modes back
+        with evaluating(teacher) if teacher.training else nullcontext():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         release(teacher)
-        if mode:
-            teacher.train()
 
 
 def own_tokens(model: nn.Module, where: str, reached: Reached | None, select: Select | None, width: int, x0: torch.Tensor,

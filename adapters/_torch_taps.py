@@ -268,6 +268,18 @@ class _Stop(Exception):
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and each module's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def stopping_after(block: nn.Module) -> Iterator[None]:
     """Forwards end with `block`: nothing after it is computed. `reached` catches what comes out of them."""
 

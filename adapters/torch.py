@@ -124,16 +124,13 @@ class SelfAlignment:
         self._check_teacher(given, itself, truncate, later)
         self._ema = Teacher(self.model, given, later if truncate else (), offload, teacher_dtype)
         self._width = self._find_width(block, example) if width is None else width
-        like = next((p for p in [*block.parameters(), *self.model.parameters()] if p.is_floating_point()), torch.empty(0))
-        self.projector = Projector(self._width, torch.Generator().manual_seed(self._drawn("projector")), like)
-        average_gradients(self.projector)
+        self.projector = self._make_projector(block)
 
         target = self.model.get_submodule(self.taps[1]) if itself else None
         self._tap: Tap | None = Tap(self.model, block, self.taps[0], target)
         options = None if compile is False else dict(compile) if isinstance(compile, Mapping) else {}
         rest = self._width, select, call, not check_condition, options
-        forward = None if itself else Forward(self.model, self.teacher, loss, self._tap, first, self.taps[1], *rest)
-        self._forward = forward
+        self._forward = None if itself else Forward(self.model, self.teacher, loss, self._tap, first, self.taps[1], *rest)
         self._check_share = check_condition and self.batch_share < 1
         # weighted outside of what is compiled: another weight would be another function
         self._unit = dataclasses.replace(loss, weight=1.0)
@@ -188,6 +185,12 @@ class SelfAlignment:
         x0 = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
         select = self.select or stream(self.model, block, x0, kwargs)
         return tokens_of(reached, select, block, where).shape[-1]
+
+    def _make_projector(self, block: nn.Module) -> Projector:
+        like = next((p for p in [*block.parameters(), *self.model.parameters()] if p.is_floating_point()), torch.empty(0))
+        made = Projector(self._width, torch.Generator().manual_seed(self._drawn("projector")), like)
+        average_gradients(made)
+        return made
 
     def _drawn(self, *what: Any) -> int:
         """A seed for one purpose: streams of their own, also beside generators that the user has seeded alike."""

@@ -32,7 +32,7 @@ import matplotlib
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rounds import Step, measure, show
+from rounds import SIZES, Step, measure, show
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,7 +43,6 @@ from selfalign.adapters.torch import SelfAlignment
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from torch_sit import SiT
 
-SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}  # width, depth, heads
 PATH = selfalign.paths.Linear()
 Batch = tuple[torch.Tensor, ...]
 

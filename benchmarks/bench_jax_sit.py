@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from rich.console import Console
-from rounds import Step, measure, show
+from rounds import SIZES, Step, measure, show
 
 import selfalign
 from selfalign.adapters import jax as sra
@@ -34,7 +34,6 @@ from selfalign.adapters import jax as sra
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from jax_nnx_sit import PATH, SiT, block_output, captured
 
-SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}  # width, depth, heads
 Batch = tuple[jax.Array, ...]
 OPTIMIZER = optax.adamw(1e-4)
 

@@ -142,9 +142,8 @@ class Run(torch_sit.Run):
 
     def training_step(self) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = torch.tensor(self.chosen())
-        y, noise, t = torch_sit.draw(self.tensors.images[chosen], self.tensors.labels[chosen], self.model.null_class,
-                                     self.settings.label_dropout, self.draws)  # fmt: skip
-        x0 = self.tensors.images[chosen]
+        x0, y = self.tensors.images[chosen], self.tensors.labels[chosen]
+        y, noise, t = torch_sit.draw(x0, y, self.model.null_class, self.settings.label_dropout, self.draws)
         prediction = self.model(torch_sit.PATH.add_noise(x0, noise, t), t, y)
         denoising = F.mse_loss(prediction, torch_sit.PATH.velocity(x0, noise, t))
         aligned = self.align is not None and self.step % self.arm.every == 0
@@ -228,7 +227,8 @@ def keep(file: Path, arm: str, seed: int, rows: list[Row]) -> None:
 
 
 def run_missing(group: str, file: Path, seeds: list[int], arguments: list[str], workers: int) -> None:
-    jobs = [(name, seed) for seed in seeds for name in GROUPS[group] if (name, seed) not in finished(file)]
+    done = finished(file)
+    jobs = [(name, seed) for seed in seeds for name in GROUPS[group] if (name, seed) not in done]
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(train, group, name, seed, arguments): (name, seed) for name, seed in jobs}
         for future in track(as_completed(futures), f"{group}: {len(jobs)} runs", total=len(jobs)):
@@ -247,7 +247,7 @@ def describe(file: Path, arguments: list[str]) -> None:
 
 
 def table(group: str, file: Path) -> str:
-    """Mean and standard deviation over seeds of the final metrics, and of the difference to the arm without SRA."""
+    """Mean and standard deviation over the seeds of the final metrics, by arm."""
     rows = read(file)
     last = str(max(int(where) for _, _, metric, where, _ in rows if metric == "held-out loss"))
     depth = max(int(where.split()[1]) for _, _, metric, where, _ in rows if metric.startswith("probe"))
@@ -263,15 +263,9 @@ def table(group: str, file: Path) -> str:
     seeds = sorted({seed for _, seed, *_ in rows})
     lines = ["| | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
     for arm in GROUPS[group]:
-        cells = [spread([values[arm, seed, *key] for seed in seeds if (arm, seed, *key) in values]) for key in columns.values()]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+        found = ([values[arm, seed, *key] for seed in seeds if (arm, seed, *key) in values] for key in columns.values())
+        lines.append(f"| {arm} | " + " | ".join(demo.mean_sd(cell) if cell else "" for cell in found) + " |")
     return "\n".join(lines)
-
-
-def spread(values: list[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.3f}" if values else ""
-    return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 def main() -> None:
@@ -285,6 +279,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing")
     settings = parser.parse_args()
     file = settings.results / f"{settings.data}-{settings.group}.csv"
+    if settings.table and not file.exists():
+        parser.error(f"A table needs results. Received: --table, and no file {file}. Run the study without --table first.")
     if not settings.table:
         arguments = ["--data", settings.data, *SIZES[settings.data]]
         arguments += ["--steps", str(settings.steps)] if settings.steps else []

@@ -68,3 +68,10 @@ def test_results_are_kept_run_by_run_and_shown(tmp_path):
     table = study.table("core", file)
     assert "| none |  |  | 0.625 ± 0.177 |" in table
     assert f"| {comma} |  |  | 0.250 |" in table
+
+
+def test_a_table_of_nothing_says_what_to_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["study.py", "core", "--table", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        study.main()
+    assert "A table needs results. Received: --table, and no file" in capsys.readouterr().err

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 import torch_sit
 
 import selfalign
+from selfalign import diagnostics
 from selfalign.adapters.torch import SelfAlignment
 from selfalign.schedules import DecayWarmup, Stop, Warmup
 
@@ -68,18 +69,12 @@ def run(name: str, steps: int) -> list[list[str]]:
             align.update()
         weight = loss.weight_at(step)
         metrics = (align.metrics[column].item() for column in COLUMNS[3:7])
-        recent.append([denoising.item(), alignment.item(), weight, *metrics, drift(model, align.teacher)])
+        apart = diagnostics.drift(*(dict(side.named_parameters()) for side in (align.teacher, model)))
+        recent.append([denoising.item(), alignment.item(), weight, *metrics, apart.item()])
         if step % EVERY == EVERY - 1:
             rows.append([name, step + 1, *(f"{statistics.fmean(values):.5g}" for values in zip(*recent, strict=True))])
             recent = []
     return rows
-
-
-@torch.no_grad()
-def drift(model: torch.nn.Module, teacher: torch.nn.Module) -> float:
-    """How far the teacher is from the model: the norm of the difference of their parameters, relative to the model's."""
-    pairs = list(zip(model.parameters(), teacher.parameters(), strict=True))
-    return float(sum((a - b).square().sum() for a, b in pairs).sqrt() / sum(a.square().sum() for a, _ in pairs).sqrt())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from .._backend import ops
 from .._checks import check_array, invalid
+
+TINY = 1e-30  # keeps a quotient of zeros at zero
 
 
 def array(value: Any) -> np.ndarray:
@@ -35,6 +38,18 @@ def check_rows(name: str, features: Any) -> None:
     if len(shape) < 2 or 0 in shape:
         raise invalid(f"{name} must be features [n, D] or tokens [B, N, D], not empty", f"shape {shape}",
                       "Pass features with the width as the last axis.")  # fmt: skip
+
+
+def matrix(features: Any, center: bool = False) -> Any:
+    """Checked features as rows [n, D], float32, without gradient, on their device."""
+    features = ops.stop_gradient(ops.cast(features, "float32"))
+    features = ops.reshape(features, (-1, features.shape[-1]))
+    return features - ops.mean(features, axis=0, keepdims=True) if center else features
+
+
+def scaled(features: Any) -> Any:
+    """With 1 as the largest entry: fourth powers soon leave float32."""
+    return features / ops.maximum(ops.max(ops.abs(features)), TINY)
 
 
 def need(module: str) -> Any:

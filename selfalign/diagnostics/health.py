@@ -8,16 +8,12 @@ from typing import Any
 
 from .._backend import is_floating, on_backend, ops
 from .._checks import check_same
-from ._arrays import check_rows
-
-_TINY = 1e-30  # keeps a quotient of zeros at zero
+from ._arrays import TINY, check_rows, matrix, scaled
 
 
 def _rows(tokens: Any, center: bool = False) -> Any:
     check_rows("tokens", tokens)
-    tokens = ops.stop_gradient(ops.cast(tokens, "float32"))
-    tokens = ops.reshape(tokens, (-1, tokens.shape[-1]))
-    return tokens - ops.mean(tokens, axis=0, keepdims=True) if center else tokens
+    return matrix(tokens, center)
 
 
 @on_backend
@@ -67,8 +63,8 @@ def effective_rank(tokens: Any, center: bool = False) -> Any:
     Reference: Roy and Vetterli, "The effective rank: a measure of effective dimensionality", 2007, EUSIPCO.
     """
     values = ops.linalg.svd(_rows(tokens, center), full_matrices=False, compute_uv=False)
-    shares = values / ops.maximum(ops.sum(values), _TINY)
-    return ops.exp(-ops.sum(shares * ops.log(ops.maximum(shares, _TINY))))
+    shares = values / ops.maximum(ops.sum(values), TINY)
+    return ops.exp(-ops.sum(shares * ops.log(ops.maximum(shares, TINY))))
 
 
 @on_backend
@@ -97,11 +93,10 @@ def participation_ratio(tokens: Any, center: bool = False) -> Any:
     Reference: Gao and Ganguli, "On simplicity and complexity in the brave new world of large-scale neuroscience", 2015,
     arXiv 1503.08779.
     """
-    rows = _rows(tokens, center)
-    rows = rows / ops.maximum(ops.max(ops.abs(rows)), _TINY)  # fourth powers soon leave float32
+    rows = scaled(_rows(tokens, center))
     n, width = rows.shape
     gram = ops.matmul(ops.transpose(rows), rows) if width <= n else ops.matmul(rows, ops.transpose(rows))
-    return ops.square(ops.sum(ops.square(rows))) / ops.maximum(ops.sum(ops.square(gram)), _TINY)
+    return ops.square(ops.sum(ops.square(rows))) / ops.maximum(ops.sum(ops.square(gram)), TINY)
 
 
 @on_backend
@@ -132,7 +127,7 @@ def drift(teacher: Any, student: Any) -> Any:
              if not isinstance(leaf, numbers.Integral) and is_floating(leaf)]  # fmt: skip
     apart = sum(_squared(ops.subtract(*(ops.cast(leaf, "float32") for leaf in pair))) for pair in pairs)
     size = sum(_squared(ops.cast(leaf, "float32")) for _, leaf in pairs)
-    return ops.sqrt(apart / ops.maximum(size, _TINY))
+    return ops.sqrt(apart / ops.maximum(size, TINY))
 
 
 def _squared(leaf: Any) -> Any:

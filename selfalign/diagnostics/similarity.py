@@ -9,9 +9,7 @@ import numpy as np
 
 from .._backend import on_backend, ops
 from .._checks import check_number, invalid
-from ._arrays import check_rows, rows
-
-_TINY = 1e-30
+from ._arrays import TINY, check_rows, matrix, rows, scaled
 
 
 @on_backend
@@ -46,16 +44,9 @@ def cka(x: Any, y: Any) -> Any:
     check_rows("y", y)
     if tuple(x.shape)[:-1] != tuple(y.shape)[:-1]:
         raise _unequal(tuple(x.shape), tuple(y.shape))
-    x, y = _centered(x), _centered(y)
+    x, y = scaled(matrix(x, center=True)), scaled(matrix(y, center=True))
     norms = ops.sqrt(_inner(x, x) * _inner(y, y))
-    return ops.minimum(_inner(x, y) / ops.maximum(norms, _TINY), 1.0)
-
-
-def _centered(x: Any) -> Any:
-    x = ops.stop_gradient(ops.cast(x, "float32"))
-    x = ops.reshape(x, (-1, x.shape[-1]))
-    x = x - ops.mean(x, axis=0, keepdims=True)
-    return x / ops.maximum(ops.max(ops.abs(x)), _TINY)  # fourth powers soon leave float32
+    return ops.minimum(_inner(x, y) / ops.maximum(norms, TINY), 1.0)
 
 
 def _inner(x: Any, y: Any) -> Any:
@@ -110,7 +101,7 @@ def cknna(x: Any, y: Any, k: int = 10) -> float:
 
 def _neighbourhood(x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The centered kernel [n, n], and who is among whose k nearest."""
-    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), _TINY)
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), TINY)
     kernel = x @ x.T
     apart = kernel.copy()
     np.fill_diagonal(apart, -np.inf)
