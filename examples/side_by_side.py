@@ -3,7 +3,7 @@
 import contextlib
 import multiprocessing
 import queue
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Report = Callable[[int, str], None]  # (steps done, what is being done), from the training's process
 
 
-def train_all(work: Callable[..., Any], jobs: Mapping[Hashable, tuple[Any, ...]], steps: int, workers: int,
+def train_all(work: Callable[..., Any], jobs: Mapping[Any, tuple[Any, ...]], steps: int, workers: int,
               done: Callable[[Any, Any], None]) -> None:  # fmt: skip
     """Call `work(report, *arguments)` for each job, and `done(job, result)` as soon as one has ended.
 
@@ -27,12 +27,13 @@ def train_all(work: Callable[..., Any], jobs: Mapping[Hashable, tuple[Any, ...]]
         raise errors[0]
 
 
-def _reporting(work: Callable[..., Any], messages: Any, job: Hashable, arguments: tuple[Any, ...]) -> Any:
+def _reporting(work: Callable[..., Any], messages: Any, job: Any, arguments: tuple[Any, ...]) -> Any:
     return work(lambda step, state="": messages.put((job, step, state)), *arguments)
 
 
 def _show(futures: dict[Future[Any], Any], steps: int, messages: Any, done: Callable[[Any, Any], None]) -> list[BaseException]:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[state]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("{task.fields[state]}"))  # fmt: skip
     errors: list[BaseException] = []
     with Progress(*columns) as progress:
         whole = progress.add_task("all runs", total=len(futures), state="")

@@ -13,7 +13,6 @@ of its group, beside the command, versions and hardware; started anew, the study
 
 import argparse
 import contextlib
-import csv
 import functools
 import importlib.util
 import io
@@ -38,6 +37,7 @@ from selfalign.adapters.torch import SelfAlignment
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import common
 import measures
+import records
 import side_by_side
 import torch_sit
 
@@ -52,8 +52,7 @@ class Size(NamedTuple):
     """How long and how large."""
 
     arguments: str  # of torch_sit.py
-    steps: dict[str, int]  # of a run, by group
-    losses: int  # steps from one held-out loss to the next
+    steps: dict[str, tuple[int, int]]  # of a run, by group; and from one held-out loss to the next
     every: int  # steps from one checkpoint, where all is measured, to the next
     samples: int  # judged
     held_out: int = 1000  # images
@@ -63,12 +62,13 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "digits": Size("--width 64 --patch 2 --batch-size 64 --lr 2e-3", {"core": 600, "ablations": 600, "cheaper": 600}, 50, 200,
-                   360, judge=(2000, 20), probed=2000),
-    "fashion-mnist": Size("--width 64 --patch 4 --batch-size 32 --lr 2e-3", {"core": 1800, "ablations": 600, "cheaper": 600},
-                          150, 600, 500, held_out=300, sampling_steps=10),
+    "digits": Size("--width 64 --patch 2 --batch-size 64 --lr 2e-3",
+                   dict.fromkeys(("core", "ablations", "cheaper"), (600, 50)), 200, 360, judge=(2000, 20), probed=2000),
+    "fashion-mnist": Size("--width 64 --patch 4 --batch-size 32 --lr 2e-3",
+                          {"core": (1800, 150), "ablations": (600, 300), "cheaper": (600, 300)}, 600, 500, held_out=300,
+                          sampling_steps=10),
     "folder": Size("--width 384 --depth 12 --heads 6 --patch 2 --batch-size 256 --lr 5e-4 --image-size 32",
-                   {"core": 4000, "ablations": 2000, "cheaper": 2000}, 250, 1000, 2000),
+                   {"core": (4000, 250), "ablations": (2000, 500), "cheaper": (2000, 500)}, 1000, 2000),
 }  # fmt: skip
 
 # ----------------------------------------------------------------------------------------------------------------- the arms
@@ -187,26 +187,23 @@ class Run(torch_sit.Run):
         return denoising.detach(), cosine
 
 
-Row = tuple[int, str, str, float]  # step, metric, where (a block and a time), value
-
-
 @functools.cache
 def load(arguments: tuple[str, ...]) -> common.Data:
     return common.load_data(common.parse(torch_sit.PARSER, list(arguments)))
 
 
 def train(report: side_by_side.Report, group: str, name: str, seed: int, size: Size, arguments: tuple[str, ...],
-          threads: int) -> list[Row]:  # fmt: skip
+          threads: int) -> list[records.Row]:  # fmt: skip
     """All that is measured of one run."""
     torch.set_num_threads(threads)
     settings = common.parse(torch_sit.PARSER, [*arguments, "--no-sra", "--seed", str(seed)])
     run = Run(load(arguments), settings, GROUPS[group][name])
     few, losses = _few(run.tensors, size), []
-    rows: list[Row] = []
+    rows: list[records.Row] = []
     with threadpoolctl.threadpool_limits(threads):
         for step in range(1, settings.steps + 1):
             losses.append(torch.stack(run.training_step()))
-            if step % size.losses == 0:
+            if step % size.steps[group][1] == 0:
                 report(step, "")
                 rows += _curves(run, torch.stack(losses).T.tolist(), few)
                 losses.clear()
@@ -218,7 +215,7 @@ def train(report: side_by_side.Report, group: str, name: str, seed: int, size: S
             rows += at_the_end(run, few, size, images)
         if run.align:
             plain = Run(load(arguments), settings, NONE)
-            seconds = measures.time_steps({"plain": plain, name: run}, turns=6)
+            seconds = measures.time_steps({"plain": plain, name: run}, turns=4)
             rows.append((settings.steps, "time of a step", "", seconds[name] / seconds["plain"]))
             run.align.detach()
     return rows
@@ -229,20 +226,20 @@ def _few(data: common.Data, size: Size) -> common.Data:
     return common.Data(data.images[: size.probed], data.labels[: size.probed], *held_out, data.classes)
 
 
-def _curves(run: Run, recent: list[list[float]], few: common.Data) -> list[Row]:
+def _curves(run: Run, recent: list[list[float]], few: common.Data) -> list[records.Row]:
     cosines = [value for value in recent[1] if value == value]
     found = {"training loss": statistics.fmean(recent[0]), "held-out loss": measures.held_out_loss(run.ema, few)}
     found |= {"cosine": statistics.fmean(cosines)} if cosines else {}
     return [(run.step, metric, "", value) for metric, value in found.items()]
 
 
-def checkpoint(run: Run, few: common.Data, size: Size, images: torch.Tensor, y: torch.Tensor) -> list[Row]:
+def checkpoint(run: Run, few: common.Data, size: Size, images: torch.Tensor, y: torch.Tensor) -> list[records.Row]:
     """A probe of the EMA, and what a judge says of its class-conditional samples."""
     found = _judged(run, size, images, y)
     return [*_probed(run, "EMA", few, (0.5,)), *((run.step, metric, "", value) for metric, value in found.items())]
 
 
-def at_the_end(run: Run, few: common.Data, size: Size, images: torch.Tensor) -> list[Row]:
+def at_the_end(run: Run, few: common.Data, size: Size, images: torch.Tensor) -> list[records.Row]:
     """What is measured once: the EMA's probe at other times, the model's, signs of copying, and the real images' own scores."""
     rows = [*_probed(run, "EMA", few, [time for time in TIMES if time != 0.5]), *_probed(run, "model", few, (0.5,))]
     real = run.tensors.held_out_images[: size.samples], run.tensors.held_out_labels[: size.samples]
@@ -256,7 +253,7 @@ def at_the_end(run: Run, few: common.Data, size: Size, images: torch.Tensor) -> 
     return [*rows, *((run.step, metric, "", value) for metric, value in found.items())]
 
 
-def _probed(run: Run, of: str, few: common.Data, times: Sequence[float]) -> list[Row]:
+def _probed(run: Run, of: str, few: common.Data, times: Sequence[float]) -> list[records.Row]:
     accuracies = measures.probe(run.model if of == "model" else run.ema, few, times)
     return [(run.step, f"probe of the {of}", f"block {n} t {time}", value)
             for time, values in accuracies.items() for n, value in enumerate(values, 1)]  # fmt: skip
@@ -304,48 +301,32 @@ def _encode(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:  # [n, C,
 
 # ------------------------------------------------------------------------------------------------------------- all the runs
 
-COLUMNS = ("arm", "seed", "step", "metric", "where", "value")
-
-
-def read(file: Path) -> list[tuple[str, int, int, str, str, float]]:
-    if not file.exists():
-        return []
-    with file.open() as lines:
-        rows = list(csv.reader(lines))[1:]
-    return [(arm, int(seed), int(step), metric, where, float(value)) for arm, seed, step, metric, where, value in rows]
-
-
-def keep(file: Path, arm: str, seed: int, rows: list[Row]) -> None:
-    """At once: a run is in the file as a whole, or not at all."""
-    lines = [[arm, str(seed), str(step), metric, where, f"{value:.5g}"] for step, metric, where, value in rows]
-    heading = [COLUMNS] * (not file.exists())
-    with file.open("a", newline="") as out:
-        csv.writer(out, lineterminator="\n").writerows([*heading, *lines])
-
 
 def run_missing(group: str, file: Path, seeds: list[int], size: Size, arguments: tuple[str, ...], workers: int) -> None:
-    done = {(arm, seed) for arm, seed, *_ in read(file)}
+    done = {(arm, seed) for arm, seed, *_ in records.read(file)}
     threads = max(1, (os.cpu_count() or 1) // workers)
     jobs = {f"{name}, seed {seed}": (group, name, seed, size, arguments, threads)
             for seed in seeds for name in GROUPS[group] if (name, seed) not in done}  # fmt: skip
     if jobs:
         steps = common.parse(torch_sit.PARSER, list(arguments)).steps
-        side_by_side.train_all(train, jobs, steps, workers, lambda job, rows: keep(file, *jobs[job][1:3], rows))
+        side_by_side.train_all(train, jobs, steps, workers, lambda job, rows: records.keep(file, *jobs[job][1:3], rows))
 
 
-def describe(file: Path, arguments: tuple[str, ...]) -> None:
+def describe(group: str, file: Path, size: Size, arguments: tuple[str, ...]) -> None:
     """Beside the results: what they come from."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
     found = {"command": " ".join(["python studies/study.py", *sys.argv[1:]]), "training": " ".join(arguments),
              "selfalign": selfalign.__version__, "torch": torch.__version__, "python": platform.python_version(),
-             "machine": device}  # fmt: skip
+             "machine": device, "arms": [*GROUPS[group]], "measured": size._asdict()}  # fmt: skip
     file.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.Formatter)
     parser.add_argument("group", choices=GROUPS)
-    parser.add_argument("--data", default="digits", help="digits, fashion-mnist, or a folder of images, one subfolder per class")
+    parser.add_argument(
+        "--data", default="digits", help="digits, fashion-mnist, or a folder of images, one subfolder per class"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--steps", type=int, help="optimizer steps of a run (default: by data and group)")
     workers = 1 if torch.cuda.is_available() else os.cpu_count()
@@ -353,11 +334,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
     settings = parser.parse_args()
     size = SIZES.get(settings.data, SIZES["folder"])
-    steps = settings.steps or size.steps[settings.group]
+    steps = settings.steps or size.steps[settings.group][0]
     arguments = ("--data", settings.data, "--depth", "8", *size.arguments.split(), "--steps", str(steps))
     settings.results.mkdir(parents=True, exist_ok=True)
     file = settings.results / f"{Path(settings.data).name}-{settings.group}.csv"
-    describe(file, arguments)
+    describe(settings.group, file, size, arguments)
     run_missing(settings.group, file, settings.seeds, size, arguments, settings.workers)
 
 

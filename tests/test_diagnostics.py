@@ -287,6 +287,21 @@ def test_probes_tell_what_is_there_from_what_is_not(probe):
 
 
 @OFFLINE
+@pytest.mark.parametrize("probe", [diagnostics.linear_probe, diagnostics.knn_probe])
+def test_probes_of_other_samples(probe):
+    """What is read from them by hand; labels that do not fit are not read; what is fitted to stays the same."""
+    rng = np.random.default_rng(0)
+    train, test = clouds(rng, 3), clouds(rng, 3, 60)
+    accuracy = probe(*train, held_out=test)
+    assert accuracy * 60 == pytest.approx(round(accuracy * 60))
+    assert accuracy > 0.9
+    assert probe(*train, held_out=(test[0], (test[1] + 1) % 3)) < 0.1
+    mean, deviation = train[0].mean(0), train[0].std(0)
+    standard = [((x - mean) / deviation, labels) for x, labels in (train, test)]
+    assert probe(*standard[0], held_out=standard[1]) == pytest.approx(accuracy)
+
+
+@OFFLINE
 def test_the_linear_probe_is_held_out():
     """As many features as samples fit any labels; what counts is what holds for others."""
     rng = np.random.default_rng(0)
@@ -561,7 +576,10 @@ ERRORS = {
     "one fold": (lambda: diagnostics.linear_probe(np.ones((6, 2)), LABELS, folds=1), ValueError,
         "folds must be finite and at least 2", "1", "Pass a value inside these bounds."),
     "neighbours beyond the fold": (lambda: diagnostics.knn_probe(np.ones((6, 2)), LABELS, k=5), ValueError,
-        "k must not exceed the samples that a fold leaves", "k=5, 4 samples", "Take more samples."),
+        "k must not exceed the samples that are left to vote", "k=5, 4 samples", "Take more samples."),
+    "held-out features of another layer": (
+        lambda: diagnostics.linear_probe(np.ones((6, 2)), LABELS, held_out=(np.ones((6, 3)), LABELS)), ValueError,
+        "Held-out features must have the width of the others", "3 and 2", "Take both from one layer."),
     "maps of mean tokens": (lambda: diagnostics.pca_maps(np.ones((4, 8)), (2, 2)), ValueError,
         "Maps need tokens [B, N, D], at least three of them, with D at least 3", "shape (4, 8)", "not their mean."),
     "another grid": (lambda: diagnostics.pca_maps(np.ones((2, 6, 8)), (2, 2)), ValueError,

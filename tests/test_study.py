@@ -11,6 +11,8 @@ pytestmark = pytest.mark.only("torch")
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("studies", "examples")]
 
 import common  # noqa: E402
+import records  # noqa: E402
+import side_by_side  # noqa: E402
 import study  # noqa: E402
 import torch_sit  # noqa: E402
 
@@ -57,21 +59,44 @@ def test_arms_of_a_seed_start_alike_and_go_apart(data):
         assert not same, [(list(arms)[a], list(arms)[b]) for a, b in same]
 
 
-def test_results_are_kept_run_by_run_and_shown(tmp_path):
-    file = tmp_path / "digits-core.csv"
-    assert study.finished(file) == set()
-    comma = "same layer, 2 -> 2"
-    for arm, seed, value in (("none", 1, 0.5), (comma, 1, 0.25), ("none", 2, 0.75)):
-        rows = [("held-out loss", "12", value), ("probe of the EMA", "block 8 t 0.5", value)]
-        study.keep(file, arm, seed, rows)
-    assert study.finished(file) == {("none", 1), (comma, 1), ("none", 2)}
-    table = study.table("core", file)
-    assert "| none |  |  | 0.625 ± 0.177 |" in table
-    assert f"| {comma} |  |  | 0.250 |" in table
+def test_a_run_leaves_all_that_the_report_reads():
+    size = study.SIZES["digits"]._replace(
+        every=2, steps={"core": (4, 2)}, samples=20, sampling_steps=2, judge=(100, 1), probed=200
+    )
+    arguments = ("--data", "digits", *TINY[1:-2], "--steps", "4")
+    said = []
+    rows = study.train(lambda step, state: said.append((step, state)), "core", "default", 3, size, arguments, threads=1)
+    found = {(step, metric): value for step, metric, where, value in rows if not where}
+    for metric in ("held-out loss", "Frechet distance", "KID", "coverage", "judge's accuracy"):
+        assert {step for step, name in found if name == metric} == {2, 4}, metric
+    assert {"time of a step", "nearest image", "real: KID", "real: nearest image"} < {name for _, name in found}
+    probed = {(step, metric, where.split()[3]) for step, metric, where, _ in rows if where}
+    ema = {(4, "probe of the EMA", str(time)) for time in study.TIMES}
+    assert probed == {(2, "probe of the EMA", "0.5"), *ema, (4, "probe of the model", "0.5")}
+    assert {where.split()[1] for _, _, where, _ in rows if where} == {str(n) for n in range(1, 9)}
+    assert all(value == value for *_, value in rows)
+    assert said == [(2, ""), (2, "measuring"), (4, ""), (4, "measuring")]
 
 
-def test_a_table_of_nothing_says_what_to_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["study.py", "core", "--table", "--results", str(tmp_path)])
-    with pytest.raises(SystemExit):
-        study.main()
-    assert "A table needs results. Received: --table, and no file" in capsys.readouterr().err
+def test_what_has_been_run_is_not_run_again(tmp_path, monkeypatch):
+    file, ran = tmp_path / "digits-core.csv", []
+    records.keep(file, "none", 1, [(4, "KID", "", 0.5)])
+
+    def train_all(work, jobs, steps, workers, done):
+        ran.append((list(jobs), steps, workers))
+        done("default, seed 1", [(4, "KID", "", 0.25)])
+
+    monkeypatch.setattr(side_by_side, "train_all", train_all)
+    monkeypatch.setattr(study, "GROUPS", {"core": {name: study.GROUPS["core"][name] for name in ("none", "default")}})
+    for _ in range(2):
+        study.run_missing("core", file, [1], study.SIZES["digits"], ("--steps", "4"), 2)
+    assert ran == [(["default, seed 1"], 4, 2)]
+    assert records.read(file) == [("none", 1, 4, "KID", "", 0.5), ("default", 1, 4, "KID", "", 0.25)]
+
+
+def test_a_training_that_fails_leaves_the_others_their_results():
+    kept = {}
+    jobs = {"fails": (3,), "works": (int,)}  # isinstance(report, 3) raises, isinstance(report, int) is False
+    with pytest.raises(TypeError, match="isinstance"):
+        side_by_side.train_all(isinstance, jobs, 1, 1, kept.__setitem__)
+    assert kept == {"works": False}

@@ -1,4 +1,4 @@
-"""Draws the figures of the site from docs/figures/runs.csv, and the method's: each in a light and a dark version.
+"""Draws the figures of the site from docs/figures/runs.csv and the study's results, and the method's: light and dark.
 
 python docs/figures/draw.py            into docs/figures/
 python docs/figures/draw.py --out DIR
@@ -6,6 +6,7 @@ python docs/figures/draw.py --out DIR
 
 import argparse
 import csv
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from sklearn.datasets import load_digits
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
+import report
+from records import Results
+
 HERE = Path(__file__).parent
+STUDY = {group: HERE.parents[1] / "studies" / "results" / f"fashion-mnist-{group}.csv" for group in ("core", "ablations")}
 INK = {"light": "#2b2b2b", "dark": "#e2e4e9"}
 FAINT = {"light": "#b9c0c6", "dark": "#5b6270"}
 RED, BLUE, GREY = "#d1495b", "#3f88c5", "#8a8a8a"
+ARMS = {"none": GREY, "default": RED, "paper recipe": BLUE}  # of the study
 RUNS = {
     "expect_healthy": {"healthy": ("weight 0.5", RED), "schedule": ("0.5 * Warmup(100) * Stop(400)", BLUE)},
     "expect_l2": {"l2": ("L2, weight 30, rate 0.02", RED), "fast": ("cosine, weight 0.5, rate 0.02", BLUE),
@@ -93,18 +100,78 @@ def curves(name: str, ink: str, faint: str) -> Figure:
     for axis, column in zip(axes.flat, panels, strict=False):
         for run, (label, color) in RUNS[name].items():
             axis.plot(results[run]["step"], results[run][column], color=color, linewidth=1.3, label=label)
-        axis.set_title(TITLES[column], fontsize=8.5, color=ink)
         if name == "expect_l2" and column != "denoising":
             axis.set_yscale("log")
-        axis.set_facecolor("none")
-        axis.tick_params(colors=ink, labelsize=7.5)
-        axis.grid(color=faint, linewidth=0.4)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color(faint)
-        axis.set_xlabel("step", fontsize=8, color=ink)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+        dress(axis, TITLES[column], "step", ink, faint)
+    return legend(figure, axes[0, 0], ink)
+
+
+def dress(axis: Any, title: str, xlabel: str, ink: str, faint: str) -> None:
+    axis.set_title(title, fontsize=8.5, color=ink)
+    axis.set_xlabel(xlabel, fontsize=8, color=ink)
+    axis.set_facecolor("none")
+    axis.tick_params(colors=ink, labelsize=7.5, which="both")
+    axis.grid(color=faint, linewidth=0.4)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(faint)
+
+
+def legend(figure: Figure, axis: Any, ink: str) -> Figure:
+    """The axis's labels, below everything."""
+    handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower left", ncols=1, fontsize=8, frameon=False, labelcolor=ink)
     figure.tight_layout(rect=(0, (0.1 + 0.19 * len(labels)) / figure.get_figheight(), 1, 1))
+    return figure
+
+
+def study_curves(ink: str, faint: str) -> Figure:
+    """Curves over the steps (mean, and the seeds' range), and what the blocks know at the end."""
+    results = Results(STUDY["core"])
+    last = report.last_step(results)
+    figure, axes = pyplot.subplots(2, 2, figsize=(5.6, 4.6))
+    for axis, metric in zip(axes[0], ("held-out loss", "Frechet distance"), strict=True):
+        for arm, color in ARMS.items():
+            runs = [results.curve(arm, seed, metric) for seed in results.seeds(arm)]
+            steps, values = runs[0][0], np.array([values for _, values in runs])  # [seeds, steps]
+            axis.plot(steps, values.mean(0), color=color, linewidth=1.3, label=report.NAMES.get(arm, arm))
+            axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
+        axis.set_yscale("log")
+        dress(axis, metric, "step", ink, faint)
+    for arm, color in ARMS.items():
+        blocks = np.array(results.blocks(last, arm, report.EMA, 0.5))  # [depth, seeds]
+        numbers = np.arange(1, len(blocks) + 1)
+        axes[1, 0].plot(numbers, blocks.mean(1), color=color, linewidth=1.3)
+        axes[1, 0].plot(numbers, blocks, ".", color=color, markersize=2.5)
+    dress(axes[1, 0], "probe, t = 0.5 (dots: seeds)", "block", ink, faint)
+    for time, style in ((0.1, "-"), (0.3, "--"), (0.5, "-."), (0.7, ":")):
+        for arm, color in [*ARMS.items()][:2]:
+            blocks = np.array(results.blocks(last, arm, report.EMA, time)).mean(1)
+            axes[1, 1].plot(range(1, len(blocks) + 1), blocks, color=color, linewidth=1.2, linestyle=style)
+        axes[1, 1].annotate(f"t = {time}", (len(blocks), blocks[-1]), fontsize=7, color=ink, xytext=(3, 0), va="center",
+                            textcoords="offset points")  # fmt: skip
+    dress(axes[1, 1], "probe by noise level", "block", ink, faint)
+    return legend(figure, axes[0, 0], ink)
+
+
+def study_ablations(ink: str, faint: str) -> Figure:
+    """What each arm differs by from the one without SRA: a dot for each seed, a line at their mean."""
+    results = Results(*STUDY.values())
+    step = report.last_step(Results(STUDY["ablations"]))
+    arms = ["default", *(arm for arm in report.arms_of(STUDY["ablations"]) if arm in results)]
+    metrics = report.LOSS, report.FRECHET, report.METRICS[0]
+    figure, axes = pyplot.subplots(1, len(metrics), figsize=(6.4, 0.6 + 0.2 * len(arms)), sharey=True)
+    for axis, m in zip(axes, metrics, strict=True):
+        axis.axvline(0, color=ink, linewidth=0.8)
+        for place, arm in enumerate(arms):
+            base, values = results.both(step, "none", arm, m.metric, m.where)
+            differences = np.subtract(values, base)
+            color = RED if arm == "default" else BLUE
+            axis.plot(differences, np.full(len(differences), place), ".", color=color, markersize=4)
+            axis.plot([differences.mean()] * 2, [place - 0.3, place + 0.3], color=color, linewidth=1.3)
+        dress(axis, m.name, "minus without SRA", ink, faint)
+    axes[0].set_yticks(range(len(arms)), [report.NAMES.get(arm, arm).replace("->", "→") for arm in arms])
+    axes[0].invert_yaxis()
+    figure.tight_layout()
     return figure
 
 
@@ -125,6 +192,7 @@ def draw(out: Path) -> None:
         for scheme, ink in INK.items():
             figures = {"method": method(ink, FAINT[scheme])}
             figures |= {name: curves(name, ink, FAINT[scheme]) for name in RUNS}
+            figures |= {drawn.__name__: drawn(ink, FAINT[scheme]) for drawn in (study_curves, study_ablations)}
             for name, figure in figures.items():
                 file = out / f"{name}_{scheme}.svg"
                 figure.savefig(file, transparent=True, bbox_inches="tight", metadata={"Date": None})
