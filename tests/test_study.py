@@ -94,6 +94,24 @@ def test_what_has_been_run_is_not_run_again(tmp_path, monkeypatch):
     assert records.read(file) == [("none", 1, 4, "KID", "", 0.5), ("default", 1, 4, "KID", "", 0.25)]
 
 
+def test_runs_of_other_lengths_are_no_part_of_a_study(tmp_path):
+    file = tmp_path / "digits-core.csv"
+    study.describe("core", file, study.SIZES["digits"], ("--steps", "4"))
+    records.keep(file, "none", 1, [(4, "KID", "", 0.5)])
+    study.describe("core", file, study.SIZES["digits"], ("--steps", "4"))
+    with pytest.raises(
+        ValueError, match=r"settings it began with\. Received: --steps 8, for .* are of --steps 4\. Repeat those"
+    ):
+        study.describe("core", file, study.SIZES["digits"], ("--steps", "8"))
+
+
+def test_a_study_of_no_images_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["study.py", "core", "--data", "mnits", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match="error: --data must be digits, fashion-mnist, or a folder of images"):
+        study.main()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_training_that_fails_leaves_the_others_their_results():
     kept = {}
     jobs = {"fails": (3,), "works": (int,)}  # isinstance(report, 3) raises, isinstance(report, int) is False
