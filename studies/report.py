@@ -44,6 +44,7 @@ METRICS = (
     Metric("KID ↓", "KID", -1),
     Metric("coverage ↑", "coverage", 1),
     Metric("judge's accuracy ↑", "judge's accuracy", 1),
+    Metric("KID, another encoder ↓", "KID, another encoder", -1),
 )
 LOSS, FRECHET = METRICS[2], METRICS[3]
 
@@ -80,16 +81,19 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def by_arm(results: Results, arms: Sequence[str], step: int) -> str:
     """Mean and standard deviation over the seeds, marked where the seeds decide a difference from "none"."""
     shown, lines = measured(results, step), []
+    timed = all(_ratios(results, arm) for arm in arms if arm != "none")
     for arm in arms:
         cells = [_cell(results, arm, m, step) for m in shown]
-        lines.append([NAMES.get(arm, arm.replace("->", "→")), *cells, *_times(results, arm, step)])
-    if real := [_real(results, arms, m, step) for m in shown]:
-        lines += [["real images", *real, ""]] if any(real) else []
-    return table([*(m.name for m in shown), "time of a step"], lines)
+        lines.append([NAMES.get(arm, arm.replace("->", "→")), *cells, *([_time(results, arm)] if timed else [])])
+    if any(real := [_real(results, arms, m, step) for m in shown]):
+        lines.append(["real images", *real, *([""] if timed else [])])
+    return table([*(m.name for m in shown), *(["time of a step"] if timed else [])], lines)
 
 
-def measured(results: Results, step: int) -> list[Metric]:
-    return [m for m in METRICS if results.at(step, "none", m.metric, m.where)]
+def measured(results: Results, step: int, points: int = 1) -> list[Metric]:
+    """What there is at a step, and at so many steps in all."""
+    there = [m for m in METRICS if results.at(step, "none", m.metric, m.where)]
+    return [m for m in there if len(results.values["none", m.metric, m.where]) >= points]
 
 
 def _cell(results: Results, arm: str, m: Metric, step: int) -> str:
@@ -100,8 +104,8 @@ def _cell(results: Results, arm: str, m: Metric, step: int) -> str:
     return mean_sd(values) + MARKS[sign]
 
 
-def _times(results: Results, arm: str, step: int) -> list[str]:
-    return ["x 1"] if arm == "none" else [f"x {statistics.fmean(times):.2f}" if (times := _ratios(results, arm)) else ""]
+def _time(results: Results, arm: str) -> str:
+    return "x 1" if arm == "none" else f"x {statistics.fmean(times):.2f}" if (times := _ratios(results, arm)) else ""
 
 
 def _ratios(results: Results, arm: str) -> list[float]:
@@ -158,15 +162,19 @@ def at_equal_steps(results: Results, step: int, arms: Sequence[str]) -> str:
 
 
 def at_equal_time(results: Results, step: int, arms: Sequence[str]) -> str:
-    """What a budget in hours gives: a slower arm is read at the step which it reaches when "none" has done all of its own."""
+    """What a budget in hours gives: a slower arm is read at the step which it reaches when "none" has done all of its own.
+
+    Interpolated over the logarithm of the step, on which such curves are nearly straight.
+    """
     reached = {arm: step / statistics.fmean(_ratios(results, arm)) for arm in arms}
     lines = []
-    for m in measured(results, step):
+    for m in measured(results, step, points=2):
         base = results.by_seed(step, "none", m.metric, m.where)
         cells = [m.name, mean_sd([*base.values()])]
         for arm in arms:
             seeds = sorted(base.keys() & set(results.seeds(arm)))
-            found = [float(np.interp(reached[arm], *results.curve(arm, seed, m.metric, m.where))) for seed in seeds]
+            curves = [results.curve(arm, seed, m.metric, m.where) for seed in seeds]
+            found = [float(np.interp(np.log(reached[arm]), np.log(steps), values)) for steps, values in curves]
             cells.append(mean_sd(found) + MARKS[decided([base[seed] for seed in seeds], found) * m.better])
         lines.append(cells)
     return table([NAMES["none"], *(f"{NAMES[arm]}, {reached[arm]:.0f} steps" for arm in arms)], lines)
@@ -177,6 +185,8 @@ def in_the_papers_order(final: Results, early: Results, last: int, step: int) ->
     lines = []
     for better, worse in ORDER:
         results, when = (final, last) if worse in final else (early, step)
+        if not results.at(when, worse, FRECHET.metric):
+            continue
         cells = [f"{PAPER[better]:.2f} < {PAPER[worse]:.2f}"]
         for m in (FRECHET, LOSS):
             sign, change = differs(results, when, (worse, m.metric, ""), (better, m.metric, ""), m.better)
@@ -188,7 +198,7 @@ def in_the_papers_order(final: Results, early: Results, last: int, step: int) ->
 def steps_to_the_baselines_end(results: Results, step: int, arms: Sequence[str]) -> str:
     """Claim 4: the first step at which an arm is as good as "none" at its end, interpolated; as a share of all steps."""
     lines = []
-    for m in measured(results, step):
+    for m in measured(results, step, points=2):
         cells = [m.name]
         for arm in arms:
             seeds = [seed for seed in results.seeds(arm) if results.curve(arm, seed, m.metric, m.where)[0]]
@@ -203,7 +213,7 @@ def _reached(results: Results, arm: str, seed: int, m: Metric, step: int) -> flo
     steps, values = results.curve(arm, seed, m.metric, m.where)
     for (before, low), (after, high) in itertools.pairwise(zip(steps, (m.better * value for value in values), strict=True)):
         if low < goal <= high:
-            return float(before + (after - before) * (goal - low) / (high - low)) / step
+            return float(before * (after / before) ** ((goal - low) / (high - low))) / step
     return steps[0] / step if m.better * values[0] >= goal else None
 
 
@@ -244,6 +254,12 @@ def arms_of(file: Path) -> list[str]:
     return list(described(file)["arms"])
 
 
+def missing(results: Results, arms: Iterable[str]) -> str:
+    """What a reader would otherwise take for left out."""
+    lacking = [arm.replace("->", "→") for arm in arms if len(results.seeds(arm)) < len(results.seeds("none"))]
+    return f"Not run for all seeds yet: {', '.join(lacking)}." if lacking else ""
+
+
 def last_step(results: Results) -> int:
     return max(step for (_, metric, _), steps in results.values.items() if metric == "held-out loss" for step in steps)
 
@@ -264,6 +280,7 @@ def page(data: str, folder: Path) -> str:
         "seeds": seeds,
         "last": str(last),
         "step": str(step),
+        "missing": missing(both, [arm for group in found for arm in arms_of(found[group]) if group != "cheaper"]),
         "core": by_arm(core, [arm for arm in arms_of(found["core"]) if arm in core], last),
         "time": at_equal_time(core, last, arms),
         "ablations": by_arm(both, ["none", "default", *ablated], step),

@@ -62,7 +62,7 @@ SIZES = {
     "digits": Size("--width 64 --depth 8 --patch 2 --batch-size 64 --lr 2e-3",
                    dict.fromkeys(("core", "ablations", "cheaper"), (600, 50)), 200, 360, judge=(2000, 20), probed=2000),
     "fashion-mnist": Size("--width 64 --depth 8 --patch 4 --batch-size 32 --lr 2e-3",
-                          {"core": (1800, 150), "ablations": (600, 300), "cheaper": (600, 300)}, 600, 500, held_out=300,
+                          {"core": (1800, 150), "ablations": (600, 600), "cheaper": (600, 300)}, 600, 500, held_out=300,
                           sampling_steps=10),
     "folder": Size("--width 384 --depth 12 --heads 6 --patch 2 --batch-size 256 --lr 5e-4 --image-size 32",
                    {"core": (4000, 250), "ablations": (2000, 500), "cheaper": (2000, 500)}, 1000, 2000),
@@ -111,12 +111,12 @@ GROUPS: dict[str, dict[str, Arm]] = {
         "no projector": Arm(prepare=without_projector),
     },
     "ablations": {
+        **{f"weight {weight}": Arm(loss={"weight": weight}) for weight in (0.1, 0.2, 0.8)},
+        "teacher = student": Arm(loss={"decay": 0.0}),
+        **{f"decay {decay}, warm-up": Arm(loss={"decay": schedules.DecayWarmup(decay)}) for decay in (0.99, 0.9999)},
+        **{f"decay {decay}": Arm(loss={"decay": decay}) for decay in (0.99, 0.999, 0.9999)},
         "gap 0": Arm(loss={"max_gap": 0.0}),
         **{f"gap up to {gap}": Arm(loss={"max_gap": gap}) for gap in (0.1, 0.3)},
-        "teacher = student": Arm(loss={"decay": 0.0}),
-        **{f"weight {weight}": Arm(loss={"weight": weight}) for weight in (0.1, 0.2, 0.8)},
-        **{f"decay {decay}": Arm(loss={"decay": decay}) for decay in (0.99, 0.999, 0.9999)},
-        **{f"decay {decay}, warm-up": Arm(loss={"decay": schedules.DecayWarmup(decay)}) for decay in (0.99, 0.9999)},
         "cosine over tokens": Arm(loss={"distance": "official-2026-07"}),
         **{f"layers {m} -> {n}": Arm(loss={"student_layer": m, "teacher_layer": n})
            for m, n in ((2, 4), (2, 8), (4, 6), (4, 8), (6, 8))},
@@ -210,7 +210,7 @@ def train(report: side_by_side.Report, group: str, name: str, seed: int, size: S
                 rows += checkpoint(run, few, judge, images, y)
         if group == "core":
             rows += at_the_end(run, few, judge, images)
-        if run.align:
+        if run.align and group != "ablations":
             plain = Run(load(arguments), settings, NONE)
             seconds = measures.time_steps({"plain": plain, name: run}, turns=4)
             rows.append((settings.steps, "time of a step", "", seconds[name] / seconds["plain"]))
@@ -272,7 +272,7 @@ def run_missing(group: str, file: Path, seeds: list[int], size: Size, arguments:
     done = {(arm, seed) for arm, seed, *_ in records.read(file)}
     threads = max(1, (os.cpu_count() or 1) // workers)
     jobs = {f"{name}, seed {seed}": (group, name, seed, size, arguments, threads)
-            for seed in seeds for name in GROUPS[group] if (name, seed) not in done}  # fmt: skip
+            for name in GROUPS[group] for seed in seeds if (name, seed) not in done}  # fmt: skip
     if jobs:
         steps = common.parse(torch_sit.PARSER, list(arguments)).steps
         side_by_side.train_all(train, jobs, steps, workers, lambda job, rows: records.keep(file, *jobs[job][1:3], rows))
@@ -281,9 +281,10 @@ def run_missing(group: str, file: Path, seeds: list[int], size: Size, arguments:
 def describe(group: str, file: Path, size: Size, arguments: tuple[str, ...]) -> None:
     """Beside the results: what they come from. Runs of other lengths or sizes are no part of them."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
+    measured = {name: value for name, value in size._asdict().items() if name not in ("arguments", "steps")}
     found = {"command": " ".join(["python studies/study.py", *sys.argv[1:]]), "training": " ".join(arguments),
              "selfalign": selfalign.__version__, "torch": torch.__version__, "python": platform.python_version(),
-             "machine": device, "arms": [*GROUPS[group]], "measured": size._asdict()}  # fmt: skip
+             "machine": device, "arms": [*GROUPS[group]], "measured": measured}  # fmt: skip
     about = file.with_suffix(".json")
     if file.exists() and (begun := json.loads(about.read_text())["training"]) != found["training"]:
         raise ValueError(f"A study goes on with the settings it began with. Received: {found['training']}, for {file}, "

@@ -80,15 +80,22 @@ def test_a_table_marks_what_the_seeds_decide(results):
 def test_at_equal_time_a_slower_arm_is_read_earlier(results):
     text = report.at_equal_time(results, 300, ["default"])
     assert "the default, 240 steps" in text
-    expected = np.interp(240, [200, 300], [0.25, 0.125]) + 0.02
+    expected = 0.25 - 0.125 * np.log(240 / 200) / np.log(300 / 200) + 0.02
     assert f"| {expected:.3f} ± 0.010 ▲ |" in text
 
 
 def test_steps_to_the_baselines_end_are_interpolated(results):
     text = report.steps_to_the_baselines_end(results, 300, ["default"])
-    assert "0.67, 0.67, 0.67" in text  # 200 of 300 steps
+    assert "| held-out loss ↓ | 0.67, 0.67, 0.67 |" in text  # at 200 of 300 steps
     text = report.steps_to_the_baselines_end(results, 100, ["default", "none"])  # good enough when first looked at
     assert "| held-out loss ↓ | 1.00, 1.00, 1.00 | 1.00, 1.00, 1.00 |" in text
+
+
+def test_between_two_checkpoints_the_step_is_read_on_a_logarithmic_axis(results, tmp_path):
+    file = tmp_path / "more.csv"
+    records.keep(file, "paper recipe", 1, [(100, "held-out loss", "", 0.46), (400, "held-out loss", "", 0.06)])
+    both = records.Results(tmp_path / "toy-core.csv", file)
+    assert "| held-out loss ↓ | 0.67 |" in report.steps_to_the_baselines_end(both, 300, ["paper recipe"])  # 0.26 at step 200
 
 
 def test_an_end_that_is_not_reached_is_said(results, tmp_path):
