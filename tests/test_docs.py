@@ -78,6 +78,7 @@ from jax_models import forward as model
 from selfalign.adapters import jax as sra
 loss = selfalign.SRALoss(student_layer=2, teacher_layer=4)
 x0, noise, t, y = make_batch(8)
+empty = jax.numpy.full(8, 10)
 x, key, apply_fourth = loss.path.add_noise(x0, noise, t), jax.random.key(0), apply_at(4)
 params = {name: jax.numpy.asarray(value) for name, value in make_params().items()}
 features, projector = model(params, x, t, y)[1], sra.init_projector(key, 16)
@@ -159,8 +160,8 @@ RUNS = {
     "docs/jax.md": (
         DOCS_JAX,
         [block + NOTE for block in blocks("docs/jax.md")],
-        "assert len(terms) == 7 and len({float(term) for term in terms[1:5]}) == 4, terms\n"
-        "assert set(shapes) == {(8, 5, 16)} and 0 < value < 1",
+        "assert len(terms) == 8 and len({float(term) for term in terms[1:5]}) == 4, terms\n"
+        "assert set(shapes) == {(8, 5, 16)} and 0 < value < 1 and len(ranks[0.5]) == 6",
     ),
     "docs/torch.md": (
         DOCS_TORCH,
@@ -178,7 +179,7 @@ RUNS = {
         blocks("docs/keras.md"),
         "assert int(model.steps) == 4 and velocity.shape == (32, 5, 4) and sd3._tapped_names()[1] == 'joint_block_3'\n"
         "assert history.history['alignment'][0] > 0 and not numpy.array_equal(*(w.numpy() for w in (teacher.weights[1], "
-        "backbone.weights[1])))",
+        "backbone.weights[1]))) and similar.shape == (6, 6)",
     ),
 }
 
