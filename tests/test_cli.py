@@ -66,11 +66,12 @@ def test_presets_are_the_papers(report):
 
 def test_presets_show_the_recipes_weights(report):
     rows = {(row["recipe"], row["models"]): row for row in report("presets")["recipes"]}
-    assert len(rows) == 6
+    assert len(rows) == 8
     assert rows["paper", "SiT"] == {"recipe": "paper", "models": "SiT", "distance": "smooth_l1", "weight": 0.2,
                                     "epoch_400": 0.11221, "epoch_800": 0.04467, "decay": 0.9999}  # fmt: skip
     assert [rows["paper", "DiT"][name] for name in ("weight", "epoch_400")] == [0.04, 0.02244]
     assert rows["official-2026-07", "DiT"]["distance"] == "official-2026-07"
+    assert (rows["short", "SiT"]["weight"], rows["short", "SiT"]["decay"]) == (0.2, 0.999)  # once it has warmed up
 
 
 def test_presets_of_one_recipe_at_another_resolution(report, shown):

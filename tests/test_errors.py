@@ -331,7 +331,7 @@ ERRORS = {
     # the loss's own
     "decay above 1 in the loss": (lambda: loss(decay=2), ValueError, "decay must be in [0, 1]", "2", OLD_VALUE),
     "unknown recipe": (lambda: SRALoss.preset("SiT-B/2", recipe="official"), ValueError,
-        "recipe must be one of 'default', 'paper', 'official-2026-07'", "'official'", SPELLING),
+        "recipe must be one of 'default', 'short', 'paper', 'official-2026-07'", "'official'", SPELLING),
     "unknown resolution": (lambda: SRALoss.preset("SiT-B/2", resolution=128), ValueError,
         "resolution must be one of 256, 512", "128", SPELLING),
     "schedule without a step": (lambda: loss(weight=schedules.Warmup(10))(tokens(1, 1, 1), tokens(1, 1, 1)), ValueError,

@@ -346,6 +346,16 @@ def test_official_recipe(name):
     assert (loss.distance, loss.weight_at()) == ("official-2026-07", 0.5)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_short_recipe(name):
+    """The default's layers, path and distance; a smaller weight, and an EMA that soon forgets the start."""
+    loss, default = SRALoss.preset(name, recipe="short"), SRALoss.preset(name)
+    assert (loss.weight_at(), default.weight_at()) == (0.2, 0.5)
+    assert dataclasses.replace(loss, weight=default.weight, decay=default.decay) == default
+    left = lambda loss, steps: np.prod([loss.decay_at(step) for step in range(steps)])  # noqa: E731
+    assert left(loss, 5000) < 0.01 < 0.5 < left(default, 5000)
+
+
 def test_changes_override_the_recipe():
     loss = SRALoss.preset("SiT-B/2", recipe="paper", weight=0.1, path=paths.Linear(noise_at=0), teacher_layer=10)
     assert (loss.weight_at(), loss.path.clean_at, loss.teacher_layer, loss.distance) == (0.1, 1, 10, "smooth_l1")
@@ -355,7 +365,7 @@ WEIGHTS = [None, 0.3, 0.5 * schedules.Warmup(10), schedules.Stop(7) * schedules.
 DECAYS = [None, 0.99, schedules.DecayWarmup(0.999)]
 
 
-@pytest.mark.parametrize("recipe", ["default", "paper", "official-2026-07"])
+@pytest.mark.parametrize("recipe", ["default", "short", "paper", "official-2026-07"])
 @pytest.mark.parametrize("name", MODELS)
 def test_settings_round_trip_through_json(name, recipe):
     for weight, decay in itertools.product(WEIGHTS, DECAYS):
