@@ -72,8 +72,7 @@ class Result(NamedTuple):
 
 
 def train_arm(report: side_by_side.Report, arguments: list[str], images: int, sampling_steps: int) -> Result:
-    """Train one arm and measure its EMA model. Runs in a process of its own, on one thread: a core per arm."""
-    torch.set_num_threads(1)
+    """Train one arm and measure its EMA model. Runs in a process of its own."""
     run = start(arguments)
     losses = torch.zeros(run.settings.steps, 2)
     for step in range(run.settings.steps):

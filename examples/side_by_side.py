@@ -1,12 +1,15 @@
-"""Many trainings, as many at a time as there are workers: each in a process of its own, with a bar for each that runs."""
+"""Many trainings, as many at a time as there are workers: each in a process of its own, on its share of the cores."""
 
 import contextlib
 import multiprocessing
+import os
 import queue
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
+import threadpoolctl
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 Report = Callable[[int, str], None]  # (steps done, what is being done), from the training's process
@@ -18,17 +21,20 @@ def train_all(work: Callable[..., Any], jobs: Mapping[Any, tuple[Any, ...]], ste
 
     What one training raises is raised when the others have ended: nothing that they found is lost.
     """
+    threads = max(1, (os.cpu_count() or 1) // workers)
     spawn = multiprocessing.get_context("spawn")
     with spawn.Manager() as manager, ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         messages = manager.Queue()
-        futures = {pool.submit(_reporting, work, messages, job, arguments): job for job, arguments in jobs.items()}
+        futures = {pool.submit(_reporting, work, messages, job, arguments, threads): job for job, arguments in jobs.items()}
         errors = _show(futures, steps, messages, done)
     if errors:
         raise errors[0]
 
 
-def _reporting(work: Callable[..., Any], messages: Any, job: Any, arguments: tuple[Any, ...]) -> Any:
-    return work(lambda step, state="": messages.put((job, step, state)), *arguments)
+def _reporting(work: Callable[..., Any], messages: Any, job: Any, arguments: tuple[Any, ...], threads: int) -> Any:
+    torch.set_num_threads(threads)
+    with threadpoolctl.threadpool_limits(threads):  # scikit-learn's
+        return work(lambda step, state="": messages.put((job, step, state)), *arguments)
 
 
 def _show(futures: dict[Future[Any], Any], steps: int, messages: Any, done: Callable[[Any, Any], None]) -> list[BaseException]:

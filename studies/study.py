@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import threadpoolctl
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -189,32 +188,29 @@ def load(arguments: tuple[str, ...]) -> common.Data:
     return common.load_data(common.parse(torch_sit.PARSER, list(arguments)))
 
 
-def train(report: side_by_side.Report, group: str, name: str, seed: int, size: Size, arguments: tuple[str, ...],
-          threads: int) -> list[records.Row]:  # fmt: skip
+def train(report: side_by_side.Report, group: str, name: str, seed: int, size: Size,
+          arguments: tuple[str, ...]) -> list[records.Row]:  # fmt: skip
     """All that is measured of one run."""
-    torch.set_num_threads(threads)
     settings = common.parse(torch_sit.PARSER, [*arguments, "--no-sra", "--seed", str(seed)])
     run, judge = Run(load(arguments), settings, GROUPS[group][name]), _judge(arguments, *size.judge)
     few, losses = _few(run.tensors, size), []
     rows: list[records.Row] = []
-    with threadpoolctl.threadpool_limits(threads):
-        for step in range(1, settings.steps + 1):
-            losses.append(torch.stack(run.training_step()))
-            if step % size.steps[group][1] == 0:
-                report(step, "")
-                rows += _curves(run, torch.stack(losses).T.tolist(), few)
-                losses.clear()
-            if step % size.every == 0 or step == settings.steps:
-                report(step, "measuring")
-                images, y = measures.samples(run.ema, run.tensors, size.samples, size.sampling_steps)
-                rows += checkpoint(run, few, judge, images, y)
-        if group == "core":
-            rows += at_the_end(run, few, judge, images)
-        if run.align and group != "ablations":
-            plain = Run(load(arguments), settings, NONE)
-            seconds = measures.time_steps({"plain": plain, name: run}, turns=4)
-            rows.append((settings.steps, "time of a step", "", seconds[name] / seconds["plain"]))
-            run.align.detach()
+    for step in range(1, settings.steps + 1):
+        losses.append(torch.stack(run.training_step()))
+        if step % size.steps[group][1] == 0:
+            report(step, "")
+            rows += _curves(run, torch.stack(losses).T.tolist(), few)
+            losses.clear()
+        if step % size.every == 0 or step == settings.steps:
+            report(step, "measuring")
+            images, y = measures.samples(run.ema, run.tensors, size.samples, size.sampling_steps)
+            rows += checkpoint(run, few, judge, images, y)
+    if group == "core":
+        rows += at_the_end(run, few, judge, images)
+    if run.align and group != "ablations":
+        plain = Run(load(arguments), settings, NONE)
+        seconds = measures.time_steps({"plain": plain, name: run}, turns=4)
+        rows.append((settings.steps, "time of a step", "", seconds[name] / seconds["plain"]))
     return rows
 
 
@@ -270,8 +266,7 @@ def _judge(arguments: tuple[str, ...], images: int, epochs: int) -> measures.Jud
 
 def run_missing(group: str, file: Path, seeds: list[int], size: Size, arguments: tuple[str, ...], workers: int) -> None:
     done = {(arm, seed) for arm, seed, *_ in records.read(file)}
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    jobs = {f"{name}, seed {seed}": (group, name, seed, size, arguments, threads)
+    jobs = {f"{name}, seed {seed}": (group, name, seed, size, arguments)
             for name in GROUPS[group] for seed in seeds if (name, seed) not in done}  # fmt: skip
     if jobs:
         steps = common.parse(torch_sit.PARSER, list(arguments)).steps

@@ -117,6 +117,18 @@ def test_the_committed_page_is_what_the_committed_results_say():
     assert (ROOT / "docs" / "study.md").read_text() == report.page("fashion-mnist", ROOT / "studies" / "results")
 
 
+@pytest.mark.parametrize(("group", "page"), [("core", "evidence.md"), ("cheaper", "cheaper.md")])
+def test_tables_quoted_elsewhere_are_the_committed_ones(group, page):
+    file = ROOT / "studies" / "results" / f"digits-{group}.csv"
+    text = report.by_arm(records.Results(file), report.arms_of(file), 600)
+    rows = [line.split(" | ")[1:6] for line in text.splitlines()[2:-1]]  # without the names, and without the real images
+    quoted = (ROOT / "docs" / page).read_text()
+    assert len(rows) == len(report.arms_of(file))
+    for row in rows:
+        cells = " | ".join(cell.rstrip(" ▲▼|") for cell in row)
+        assert cells in quoted
+
+
 def test_a_report_of_nothing_says_what_to_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report.py", "digits", "--results", str(tmp_path)])
     with pytest.raises(SystemExit):

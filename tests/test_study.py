@@ -65,7 +65,7 @@ def test_a_run_leaves_all_that_the_report_reads():
     )
     arguments = ("--data", "digits", *TINY[1:-2], "--steps", "4")
     said = []
-    rows = study.train(lambda step, state: said.append((step, state)), "core", "default", 3, size, arguments, threads=1)
+    rows = study.train(lambda step, state: said.append((step, state)), "core", "default", 3, size, arguments)
     found = {(step, metric): value for step, metric, where, value in rows if not where}
     for metric in ("held-out loss", "Frechet distance", "KID", "coverage", "judge's accuracy"):
         assert {step for step, name in found if name == metric} == {2, 4}, metric
