@@ -264,6 +264,15 @@ def last_step(results: Results) -> int:
     return max(step for (_, metric, _), steps in results.values.items() if metric == "held-out loss" for step in steps)
 
 
+def group_table(found: dict[str, Path], group: str) -> str:
+    """One group's arms at their end; the ablations beside the core's first two at that step."""
+    step, arms = last_step(Results(found[group])), arms_of(found[group])
+    if group == "ablations":
+        arms = ["none", "default", *arms]
+    results = Results(*(found[name] for name in {"ablations": ("core", "ablations")}.get(group, (group,))))
+    return by_arm(results, [arm for arm in arms if arm in results], step)
+
+
 def page(data: str, folder: Path) -> str:
     """The whole report, in Markdown."""
     found = files(data, folder)
@@ -271,7 +280,6 @@ def page(data: str, folder: Path) -> str:
     last = last_step(core)
     step = last_step(Results(found["ablations"])) if "ablations" in found else last
     arms = [arm for arm in ("default", "paper recipe") if arm in core]
-    ablated = [arm for arm in arms_of(found["ablations"]) if arm in both] if "ablations" in found else []
     seeds = ", ".join(map(str, core.seeds("none")))
     sections = {
         "depth": str(len(core.blocks(last, "none", EMA, 0.5))),
@@ -281,9 +289,9 @@ def page(data: str, folder: Path) -> str:
         "last": str(last),
         "step": str(step),
         "missing": missing(both, [arm for group in found for arm in arms_of(found[group]) if group != "cheaper"]),
-        "core": by_arm(core, [arm for arm in arms_of(found["core"]) if arm in core], last),
+        "core": group_table(found, "core"),
         "time": at_equal_time(core, last, arms),
-        "ablations": by_arm(both, ["none", "default", *ablated], step),
+        "ablations": group_table(found, "ablations") if "ablations" in found else "",
         "claim 1": by_depth_and_noise(core, last),
         "claim 2": at_equal_steps(core, last, arms),
         "claim 3": in_the_papers_order(core, both, last, step),
@@ -309,8 +317,7 @@ def main() -> None:
         parser.error(f"A report needs results. Received: {settings.data}, and no file {settings.data}-{group}.csv in "
                      f"{settings.results}. Run first: python studies/study.py {group} --data {settings.data}")  # fmt: skip
     if settings.group:
-        results = Results(found[settings.group])
-        print(by_arm(results, [arm for arm in arms_of(found[settings.group]) if arm in results], last_step(results)))
+        print(group_table(found, settings.group))
     elif settings.write:
         (HERE.parent / "docs" / "study.md").write_text(page(settings.data, settings.results))
     else:

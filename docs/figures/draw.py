@@ -125,18 +125,17 @@ def legend(figure: Figure, axis: Any, ink: str) -> Figure:
 
 
 def study_curves(ink: str, faint: str) -> Figure:
-    """Curves over the steps (mean, and the seeds' range), and what the blocks know at the end."""
+    """What the arms differ by over the steps (mean, and the seeds' range), and what the blocks know at the end."""
     results = Results(STUDY["core"])
     last = report.last_step(results)
     figure, axes = pyplot.subplots(2, 2, figsize=(5.6, 4.6))
-    for axis, metric in zip(axes[0], ("held-out loss", "Frechet distance"), strict=True):
+    for axis, m in zip(axes[0], (report.LOSS, report.FRECHET), strict=True):
         for arm, color in ARMS.items():
-            runs = [results.curve(arm, seed, metric) for seed in results.seeds(arm)]
-            steps, values = runs[0][0], np.array([values for _, values in runs])  # [seeds, steps]
-            axis.plot(steps, values.mean(0), color=color, linewidth=1.3, label=report.NAMES.get(arm, arm))
-            axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
-        axis.set_yscale("log")
-        dress(axis, metric, "step", ink, faint)
+            steps = results.curve(arm, results.seeds(arm)[0], m.metric)[0]
+            values = np.array([np.subtract(*results.both(step, arm, "none", m.metric)) for step in steps])  # [steps, seeds]
+            axis.plot(steps, values.mean(1), color=color, linewidth=1.3, label=report.NAMES.get(arm, arm))
+            axis.fill_between(steps, values.min(1), values.max(1), color=color, alpha=0.2, linewidth=0)
+        dress(axis, f"{m.name}, minus without SRA", "step", ink, faint)
     for arm, color in ARMS.items():
         blocks = np.array(results.blocks(last, arm, report.EMA, 0.5))  # [depth, seeds]
         numbers = np.arange(1, len(blocks) + 1)
@@ -168,6 +167,7 @@ def study_ablations(ink: str, faint: str) -> Figure:
             color = RED if arm == "default" else BLUE
             axis.plot(differences, np.full(len(differences), place), ".", color=color, markersize=4)
             axis.plot([differences.mean()] * 2, [place - 0.3, place + 0.3], color=color, linewidth=1.3)
+        axis.locator_params(axis="x", nbins=4)
         dress(axis, m.name, "minus without SRA", ink, faint)
     axes[0].set_yticks(range(len(arms)), [report.NAMES.get(arm, arm).replace("->", "→") for arm in arms])
     axes[0].invert_yaxis()
