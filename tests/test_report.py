@@ -131,6 +131,6 @@ def test_tables_quoted_elsewhere_are_the_committed_ones(group, page):
 
 def test_a_report_of_nothing_says_what_to_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report.py", "digits", "--results", str(tmp_path)])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         report.main()
     assert "A report needs results. Received: digits, and no file digits-core.csv" in capsys.readouterr().err
