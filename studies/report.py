@@ -1,8 +1,10 @@
-"""What the study found, in words that its numbers decide: tables, the paper's claims beside ours, all from the CSV files.
+"""What the study found: tables, and the paper's claims beside what was seen.
 
-python studies/report.py fashion-mnist                    print it
-python studies/report.py fashion-mnist --write            write it into docs/study.md; the figures: make figures
-python studies/report.py digits --group cheaper           a table alone
+    python studies/report.py fashion-mnist                    print them
+    python studies/report.py fashion-mnist --write            write docs/study.md; the figures: make figures
+    python studies/report.py digits --group cheaper           a table alone
+
+All of it comes from the CSV files, the verdicts included.
 """
 
 import argparse
@@ -130,6 +132,8 @@ def differs(results: Results, step: int, a: tuple[str, str, str], b: tuple[str, 
     values = [results.by_seed(step, *side) for side in (a, b)]
     seeds = sorted(values[0].keys() & values[1].keys())
     first, second = ([side[seed] for seed in seeds] for side in values)
+    if not seeds:
+        return 0, "not measured"
     return decided(first, second) * better, mean_sd(pairs(first, second), "+")
 
 
@@ -273,24 +277,25 @@ def group_table(found: dict[str, Path], group: str) -> str:
     return by_arm(results, [arm for arm in arms if arm in results], step)
 
 
-def page(data: str, folder: Path) -> str:
-    """The whole report, in Markdown."""
+def sections(data: str, folder: Path) -> dict[str, str]:
+    """All that is computed, in Markdown."""
     found = files(data, folder)
     core, both = Results(found["core"]), Results(*(found[group] for group in ("core", "ablations") if group in found))
     last = last_step(core)
     step = last_step(Results(found["ablations"])) if "ablations" in found else last
     arms = [arm for arm in ("default", "paper recipe") if arm in core]
-    seeds = ", ".join(map(str, core.seeds("none")))
-    sections = {
+    timed = [arm for arm in arms if _ratios(core, arm)]
+    known = [arm for group in ("core", "ablations") if group in found for arm in arms_of(found[group])]
+    return {
+        "made by": "\n".join(f"- {made_by(found[group])}" for group in ("core", "ablations") if group in found),
         "depth": str(len(core.blocks(last, "none", EMA, 0.5))),
-        "samples": str(described(found["core"])["measured"]["samples"]),
-        "intro": "\n".join(f"- {made_by(found[group])}" for group in ("core", "ablations") if group in found),
-        "seeds": seeds,
+        "samples": str(described(found["core"]).get("measured", {}).get("samples", "")),
+        "seeds": ", ".join(map(str, core.seeds("none"))),
+        "missing": missing(both, known),
         "last": str(last),
         "step": str(step),
-        "missing": missing(both, [arm for group in found for arm in arms_of(found[group]) if group != "cheaper"]),
         "core": group_table(found, "core"),
-        "time": at_equal_time(core, last, arms),
+        "equal time": at_equal_time(core, last, timed) if timed else "",
         "ablations": group_table(found, "ablations") if "ablations" in found else "",
         "claim 1": by_depth_and_noise(core, last),
         "claim 2": at_equal_steps(core, last, arms),
@@ -298,8 +303,12 @@ def page(data: str, folder: Path) -> str:
         "claim 4": steps_to_the_baselines_end(core, last, arms),
         "claim 5": teachers_probe(core, last),
     }
+
+
+def page(folder: Path) -> str:
+    """docs/study.md."""
     text = (HERE / "report.md").read_text()
-    for name, section in sections.items():
+    for name, section in sections("fashion-mnist", folder).items():
         text = text.replace("{" + name + "}", section)
     return text
 
@@ -316,12 +325,15 @@ def main() -> None:
     if group not in found:
         parser.error(f"A report needs results. Received: {settings.data}, and no file {settings.data}-{group}.csv in "
                      f"{settings.results}. Run first: python studies/study.py {group} --data {settings.data}")  # fmt: skip
+    if settings.write and settings.data != "fashion-mnist":
+        parser.error(f"docs/study.md is about Fashion-MNIST. Received: --write, and {settings.data}. Print it instead.")
     if settings.group:
         print(group_table(found, settings.group))
     elif settings.write:
-        (HERE.parent / "docs" / "study.md").write_text(page(settings.data, settings.results))
+        (HERE.parent / "docs" / "study.md").write_text(page(settings.results))
     else:
-        print(page(settings.data, settings.results))
+        found = sections(settings.data, settings.results)
+        print("\n\n".join(f"{name}:\n{section}" for name, section in found.items() if section))
 
 
 if __name__ == "__main__":

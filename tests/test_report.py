@@ -114,8 +114,32 @@ def test_claims_say_what_was_seen(results):
     assert report.claim(-1) == "**not reproduced: the opposite**"
 
 
+def test_results_of_other_data_are_printed_as_far_as_they_go(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report.py", "digits"])
+    report.main()
+    text = capsys.readouterr().out
+    assert "claim 3:" in text
+    assert "not measured" in text  # no probe at t = 0.3
+    assert "ablations:" not in text
+    monkeypatch.setattr(sys, "argv", ["report.py", "digits", "--write"])
+    with pytest.raises(SystemExit, match="2"):
+        report.main()
+    assert "docs/study.md is about Fashion-MNIST. Received: --write, and digits." in capsys.readouterr().err
+
+
 def test_the_committed_page_is_what_the_committed_results_say():
-    assert (ROOT / "docs" / "study.md").read_text() == report.page("fashion-mnist", ROOT / "studies" / "results")
+    assert (ROOT / "docs" / "study.md").read_text() == report.page(ROOT / "studies" / "results")
+
+
+def test_arms_that_are_one_run_by_construction_came_out_equal():
+    """Runs of different processes, hours apart: what the page says of them."""
+    folder = ROOT / "studies" / "results"
+    results = records.Results(*(folder / f"fashion-mnist-{group}.csv" for group in ("core", "ablations")))
+    for decay in (0.99, 0.9999):
+        for m in report.measured(results, 600):
+            default, other = results.both(600, "default", f"decay {decay}, warm-up", m.metric, m.where)
+            assert default == other
+            assert len(other) == 3
 
 
 @pytest.mark.parametrize(("group", "page"), [("core", "evidence.md"), ("cheaper", "cheaper.md")])
