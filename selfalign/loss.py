@@ -83,7 +83,7 @@ class SRALoss:
         Args:
             name: "SiT-" or "DiT-", then S, B, L or XL, then "/" and any patch size.
             recipe: "default", our advice: cosine over features, weight 0.5. "short": for runs below some 50,000 steps, the same
-                with an EMA that is faster and warms up, and a weight of 0.2. "paper": smooth L1 with beta 0.05, weight 0.2
+                with an EMA that is faster and warms up, and a weight of 0.1. "paper": smooth L1 with beta 0.05, weight 0.2
                 (DiT: 0.04, as in the authors' code) with its decay by epochs. "official-2026-07": the authors' later
                 cosine, which runs over the token axis, weight 0.5.
             resolution: 256 or 512; the paper's decay depends on it.
@@ -110,7 +110,7 @@ class SRALoss:
             decay = schedules.PaperDecay(steps_per_epoch, *epochs)
             settings |= {"distance": "smooth_l1", "weight": {"SiT": 0.2, "DiT": 0.04}[family] * decay}
         elif recipe == "short":
-            settings |= {"weight": 0.2, "decay": schedules.DecayWarmup(0.999)}
+            settings |= {"weight": 0.1, "decay": schedules.DecayWarmup(0.999)}
         elif recipe == "official-2026-07":
             settings["distance"] = "official-2026-07"
         return cls(**(settings | changes))

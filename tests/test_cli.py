@@ -71,7 +71,7 @@ def test_presets_show_the_recipes_weights(report):
                                     "epoch_400": 0.11221, "epoch_800": 0.04467, "decay": 0.9999}  # fmt: skip
     assert [rows["paper", "DiT"][name] for name in ("weight", "epoch_400")] == [0.04, 0.02244]
     assert rows["official-2026-07", "DiT"]["distance"] == "official-2026-07"
-    assert (rows["short", "SiT"]["weight"], rows["short", "SiT"]["decay"]) == (0.2, 0.999)  # once it has warmed up
+    assert (rows["short", "SiT"]["weight"], rows["short", "SiT"]["decay"]) == (0.1, 0.999)  # once it has warmed up
 
 
 def test_presets_of_one_recipe_at_another_resolution(report, shown):

@@ -350,7 +350,7 @@ def test_official_recipe(name):
 def test_short_recipe(name):
     """The default's layers, path and distance; a smaller weight, and an EMA that soon forgets the start."""
     loss, default = SRALoss.preset(name, recipe="short"), SRALoss.preset(name)
-    assert (loss.weight_at(), default.weight_at()) == (0.2, 0.5)
+    assert (loss.weight_at(), default.weight_at()) == (0.1, 0.5)
     assert dataclasses.replace(loss, weight=default.weight, decay=default.decay) == default
     left = lambda loss, steps: np.prod([loss.decay_at(step) for step in range(steps)])  # noqa: E731
     assert left(loss, 5000) < 0.01 < 0.5 < left(default, 5000)
