@@ -46,9 +46,13 @@ class Results:
 
     def both(self, step: int, arm: str, other: str, metric: str, where: str = "") -> tuple[list[float], list[float]]:
         """Of two arms, over the seeds that both have."""
-        a, b = self.by_seed(step, arm, metric, where), self.by_seed(step, other, metric, where)
-        shared = sorted(a.keys() & b.keys())
-        return [a[seed] for seed in shared], [b[seed] for seed in shared]
+        return self.paired(step, (arm, metric, where), (other, metric, where))
+
+    def paired(self, step: int, a: tuple[str, str, str], b: tuple[str, str, str]) -> tuple[list[float], list[float]]:
+        """Of two (arm, metric, where), over the seeds that both have."""
+        left, right = self.by_seed(step, *a), self.by_seed(step, *b)
+        shared = sorted(left.keys() & right.keys())
+        return [left[seed] for seed in shared], [right[seed] for seed in shared]
 
     def curve(self, arm: str, seed: int, metric: str, where: str = "") -> tuple[list[int], list[float]]:
         """Steps and values of one run."""

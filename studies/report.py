@@ -129,10 +129,8 @@ def claim(sign: int) -> str:
 
 def differs(results: Results, step: int, a: tuple[str, str, str], b: tuple[str, str, str], better: int = 1) -> tuple[int, str]:
     """Whether b is better than a, (arm, metric, where) each: the sign, and the difference with its spread."""
-    values = [results.by_seed(step, *side) for side in (a, b)]
-    seeds = sorted(values[0].keys() & values[1].keys())
-    first, second = ([side[seed] for seed in seeds] for side in values)
-    if not seeds:
+    first, second = results.paired(step, a, b)
+    if not first:
         return 0, "not measured"
     return decided(first, second) * better, mean_sd(pairs(first, second), "+")
 
