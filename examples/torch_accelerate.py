@@ -1,24 +1,28 @@
 """torch_sit.py's SiT with Self-Representation Alignment (SRA) through Hugging Face accelerate.
 
-    python examples/torch_accelerate.py                                    scikit-learn's digits, one process
-    python examples/torch_accelerate.py --mixed-precision bf16             or fp16, with a GradScaler, on GPUs
-    python examples/torch_accelerate.py --accumulate 4                     four backwards for each optimizer step
-    accelerate launch --num-processes 2 examples/torch_accelerate.py       several GPUs; with --cpu, several CPU processes
-    python examples/torch_accelerate.py --resume                           continue from the last checkpoint, bit for bit
+    python examples/torch_accelerate.py                           the digits, one process
+    python examples/torch_accelerate.py --mixed-precision bf16    or fp16 with a GradScaler, on GPUs
+    python examples/torch_accelerate.py --accumulate 4            backwards per optimizer step
+    python examples/torch_accelerate.py --resume                  from the last checkpoint
+    accelerate launch --num-processes 2 examples/torch_accelerate.py          several GPUs
+    accelerate launch --cpu --num-processes 2 examples/torch_accelerate.py    or CPU processes
 
---batch-size is that of an optimizer step, over all processes and micro-batches together. What SRA adds to the training is
-marked with "# SRA"; all the rest is accelerate as usual. Model and sampling are torch_sit.py's, images and command line are
-in common.py.
+--batch-size is that of an optimizer step, over all processes and micro-batches together. What SRA
+adds to the training is marked with "# SRA"; all the rest is accelerate as usual. Model and sampling
+are torch_sit.py's; data, command line and picture are in common.py.
 
-Reference: Jiang et al., "No Other Representation Component Is Needed: Diffusion Transformers Can Provide Representation
-Guidance by Themselves", 2025, arXiv 2505.02831; Gugger et al., "Accelerate", 2022, github.com/huggingface/accelerate.
+Reference: Jiang et al., "No Other Representation Component Is Needed: Diffusion Transformers Can
+Provide Representation Guidance by Themselves", 2025, arXiv 2505.02831; Gugger et al., "Accelerate",
+2022, github.com/huggingface/accelerate.
 """
 
 import argparse
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import common
 import numpy as np
@@ -31,108 +35,145 @@ from torch_sit import PATH, SiT, draw, sample, tensors
 import selfalign
 from selfalign.adapters.torch import SelfAlignment
 
-# ------------------------------------------------------------------------------------------------------------- the training
+# --------------------------------------------------------------------------------------------------
+# The training
 
 
-class Run(common.Run):
-    """What one process holds."""
+class Run:
+    """The parts of a training, in one process."""
 
-    def __init__(self, data: common.Data, settings: argparse.Namespace, accelerator: Accelerator) -> None:
-        super().__init__(data, settings)
-        self.accelerator, self.device = accelerator, accelerator.device
+    def __init__(
+        self, data: common.Images, settings: argparse.Namespace, accelerator: Accelerator
+    ) -> None:
+        self.settings = settings
+        self.step = 0
+        self.accelerator = accelerator
         parts = accelerator.num_processes * settings.accumulate
         if min(settings.batch_size, len(data.images)) % parts:
-            raise ValueError(f"A batch is divided evenly. Received: --batch-size {settings.batch_size} for {parts} parts, "
-                             "processes times --accumulate. Choose a multiple.")  # fmt: skip
-        self.images, self.labels = tensors(data.images, data.labels, self.device)
+            raise ValueError(
+                "A batch is divided evenly. "
+                f"Received: --batch-size {settings.batch_size} for {parts} parts, "
+                "processes times --accumulate. Choose a multiple."
+            )
+        self.images, self.labels = tensors(data.images, data.labels, accelerator.device)
         torch.manual_seed(settings.seed)
-        model = SiT(**common.shape(data, settings)).to(self.device)
+        model = SiT(**common.model_sizes(data, settings)).to(accelerator.device)
         self.null_class = model.null_class
-        loss = selfalign.SRALoss(student_layer=settings.student_layer, teacher_layer=settings.teacher_layer, path=PATH,
-                                 max_gap=settings.max_gap, weight=settings.weight,
-                                 decay=selfalign.schedules.DecayWarmup(settings.decay))  # SRA  # fmt: skip
-        # SRA: built on the bare model, before prepare(). The projector needs no prepare(): it runs in SRA's term only, under
-        # the autocast that the model ran in, and its gradients are averaged over the processes by the object itself
-        self.align = SelfAlignment(model, loss)  # SRA; with --no-sra it keeps the EMA and nothing else
-        self.parameters = [*model.parameters(), *self.align.projector.parameters()]  # SRA: the projector
+        loss = selfalign.SRALoss(  # SRA
+            student_layer=settings.student_layer,
+            teacher_layer=settings.teacher_layer,
+            path=PATH,
+            max_gap=settings.max_gap,
+            weight=settings.weight,
+            decay=selfalign.schedules.DecayWarmup(settings.decay),
+        )
+        # SRA: built on the bare model, before prepare(). The projector needs no prepare(): it runs
+        # in SRA's term only, under the autocast that the model ran in, and the object averages its
+        # gradients over the processes.
+        self.align = SelfAlignment(model, loss)  # SRA; with --no-sra it keeps the EMA only
+        self.parameters = [*model.parameters()]
+        self.parameters += self.align.projector.parameters()  # SRA
         optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=0.0)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        accelerator.register_for_checkpointing(self.align)  # SRA: so that save_state and load_state carry it
+        accelerator.register_for_checkpointing(self.align)  # SRA: saved and loaded with the rest
 
-    def training_step(self) -> tuple[torch.Tensor, torch.Tensor]:
-        rank, world, micro_batches = self.accelerator.process_index, self.accelerator.num_processes, self.settings.accumulate
-        mine = torch.tensor(self.chosen()[rank::world], device=self.device)
-        x0, y = self.images[mine], self.labels[mine]  # [B, C, H, W], [B] of this process
-        # a function of seed, step and process: nothing to save, and the same noise however the batch is divided
-        seed = np.random.default_rng((self.settings.seed, self.step, rank)).integers(2**63)
-        draws = torch.Generator(self.device).manual_seed(int(seed))
-        y, noise, t = draw(x0, y, self.null_class, self.settings.label_dropout, draws)
-        parts = zip(*(tensor.chunk(micro_batches) for tensor in (x0, y, noise, t)), strict=True)
-        losses = torch.stack([self.micro_step(*part) for part in parts])  # [micro-batches, 2]
-        self.step += 1
-        return tuple(losses.mean(dim=0))
+    def micro_batches(self, step: int) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Images, labels, noise and times of this process, in `--accumulate` parts."""
+        settings = self.settings
+        rank = self.accelerator.process_index
+        indices = common.batch_indices(len(self.images), step, settings)
+        mine = torch.tensor(indices[rank :: self.accelerator.num_processes])
+        x0 = self.images[mine]  # [B, C, H, W]
+        labels = self.labels[mine]  # [B]
+        # a function of seed, step and process: nothing to save, and the same noise however the
+        # batch is divided
+        seed = np.random.default_rng((settings.seed, step, rank)).integers(2**63)
+        draws = torch.Generator(self.accelerator.device).manual_seed(int(seed))
+        y, noise, t = draw(x0, labels, self.null_class, settings.label_dropout, draws)
+        parts = (tensor.chunk(settings.accumulate) for tensor in (x0, y, noise, t))
+        return zip(*parts, strict=True)
 
-    def micro_step(self, x0: torch.Tensor, y: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """A backward, and in the last one of a batch the optimizer step. Returns the denoising loss and SRA's term [2]."""
-        with self.accelerator.accumulate(self.model):
-            prediction = self.model(PATH.add_noise(x0, noise, t), t, y)  # [B, C, H, W]
-            denoising = F.mse_loss(prediction, PATH.velocity(x0, noise, t))
-            alignment = self.align(x0, noise, t) if self.settings.sra else torch.zeros_like(denoising)  # SRA: in each
-            self.accelerator.backward(denoising + alignment)
-            if self.accelerator.sync_gradients:
-                self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            if self.accelerator.sync_gradients:
-                self.align.update()  # SRA: after optimizer steps only; one that the GradScaler skips is skipped here, too
-        return torch.stack([denoising, alignment]).detach()
+    def fixed_settings(self) -> dict[str, Any]:
+        """Another number of processes draws other noise."""
+        return common.fixed_settings(self.settings, processes=self.accelerator.num_processes)
 
-    def sample(self, noise: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        steps, guidance = self.settings.sampling_steps, self.settings.guidance
-        x = sample(self.align.teacher, *tensors(noise, labels, self.device), steps, guidance)
-        return x.permute(0, 2, 3, 1).cpu().numpy()
-
-    def fixed(self) -> dict[str, object]:
-        return super().fixed() | {"processes": self.accelerator.num_processes}  # another number of them draws other noise
-
-    def save(self, file: Path) -> None:  # accelerate writes a folder, and every process has a part in it
-        partial = file.with_suffix(".partial")
+    def save(self, folder: Path) -> None:
+        """By every process: accelerate writes a folder, and each has a part in it."""
+        partial = folder.with_suffix(".partial")
         self.accelerator.save_state(partial)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            (partial / "run.json").write_text(json.dumps({"step": self.step, "settings": self.fixed()}, indent=1))
-            shutil.rmtree(file, ignore_errors=True)
-            os.replace(partial, file)
+            run = {"step": self.step, "settings": self.fixed_settings()}
+            (partial / "run.json").write_text(json.dumps(run, indent=1))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
 
-    def read(self, file: Path) -> None:
-        run = json.loads((file / "run.json").read_text())
-        self.check_fixed(run["settings"])
-        self.accelerator.load_state(file)
+    def load(self, folder: Path) -> None:
+        common.check_exists(folder)
+        run = json.loads((folder / "run.json").read_text())
+        common.check_settings(run["settings"], self.fixed_settings())
+        self.accelerator.load_state(folder)
         self.step = run["step"]
 
 
-# ----------------------------------------------------------------------------------------------------------- the processes
+def train(run: Run, checkpoint: Path) -> None:
+    """Train from `run.step` to the last step, with a checkpoint now and then."""
+    settings = run.settings
+    accelerator = run.accelerator
+    steps = range(run.step, settings.steps)
+    for step in track(steps, "training", disable=not accelerator.is_main_process):
+        losses = []
+        for x0, y, noise, t in run.micro_batches(step):
+            with accelerator.accumulate(run.model):
+                prediction = run.model(PATH.add_noise(x0, noise, t), t, y)  # [B, C, H, W]
+                denoising = F.mse_loss(prediction, PATH.velocity(x0, noise, t))
+                alignment = torch.zeros_like(denoising)
+                if settings.sra:
+                    alignment = run.align(x0, noise, t)  # SRA: for each micro-batch
+                accelerator.backward(denoising + alignment)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(run.parameters, settings.clip)
+                run.optimizer.step()
+                run.optimizer.zero_grad()
+                if accelerator.sync_gradients:
+                    # SRA: after optimizer steps only. One that the GradScaler skips is skipped here
+                    run.align.update()  # SRA
+            losses.append(torch.stack([denoising, alignment]).detach())
+
+        run.step = step + 1
+        if run.step % settings.save_every == 0 or run.step == settings.steps:
+            run.save(checkpoint)
+            denoising, alignment = torch.stack(losses).mean(dim=0)
+            text = f"denoising {denoising.item():.3f}, SRA {alignment.item():.3f}"
+            accelerator.print(f"step {run.step}: {text}")
 
 
 def main(settings: argparse.Namespace) -> None:
-    """What every process runs. The first one also draws and shows the progress."""
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision, gradient_accumulation_steps=settings.accumulate)
+    """What every process runs."""
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision, gradient_accumulation_steps=settings.accumulate
+    )
     checkpoint = settings.out / "checkpoint"
-    run = common.start(settings, checkpoint, lambda data, settings: Run(data, settings, accelerator))
-    for _ in track(range(run.step, settings.steps), "training", disable=not accelerator.is_main_process):
-        denoising, alignment = run.training_step()
-        if run.step % settings.save_every == 0 or run.step == settings.steps:
-            run.save(checkpoint)
-            accelerator.print(f"step {run.step}: denoising {float(denoising):.3f}, SRA {float(alignment):.3f}")
+    picture = settings.out / "samples.png"
+    with common.errors_as_sentences():
+        data = common.load_data(settings)
+        run = Run(data, settings, accelerator)
+        if settings.resume:
+            run.load(checkpoint)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    train(run, checkpoint)
     if accelerator.is_main_process:
-        common.finish(run, checkpoint)
+        noise, y = tensors(*common.sampling_inputs(data), accelerator.device)
+        x = sample(run.align.teacher, noise, y, settings.sampling_steps, settings.guidance)
+        common.draw_samples(x.permute(0, 2, 3, 1).cpu().numpy(), data.classes, picture)
+        print(f"Checkpoint: {checkpoint}\nSamples:    {picture}")
     accelerator.end_training()
 
 
 PARSER = common.command_line(__doc__, "torch_accelerate")
 PARSER.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="no")
-PARSER.add_argument("--accumulate", type=int, default=1, help="micro-batches for each optimizer step")
-PARSER.add_argument("--clip", type=float, default=1.0, help="greatest norm of the gradients, the projector's included")
+PARSER.add_argument("--accumulate", type=int, default=1, help="micro-batches per optimizer step")
+PARSER.add_argument("--clip", type=float, default=1.0, help="largest norm of all gradients")
 
 if __name__ == "__main__":
     main(common.parse(PARSER))

@@ -1,7 +1,8 @@
 """Which Keras backend serves the caller, and on which device their tensors live.
 
-Keras runs on one backend per process and decides at its first import. selfalign imports it as late as it can, when
-the first tensor is in its hands, and then asks for the framework of that tensor. Nothing here imports a framework.
+Keras runs on one backend per process and decides at its first import. selfalign imports it as late
+as it can, when the first tensor is in its hands, and then asks for the framework of that tensor.
+Nothing here imports a framework.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar
+
+from .typing import Scalar, Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,30 +30,22 @@ _TENSORS = {
     "paddle": "Tensor",
 }
 _KERAS_BACKENDS = ("torch", "jax", "tensorflow", "numpy", "openvino")
-_backend: str | None = None  # the backend Keras runs on, once we have seen Keras imported
+_backend: str | None = None  # the backend Keras runs on, once Keras was seen imported
 
 
 class _Ops:
-    """`keras.ops`, imported when the first of its functions is wanted; from then on a plain attribute look-up."""
+    """`keras.ops`, imported when the first of its functions is wanted."""
 
     def __getattr__(self, name: str) -> Any:
-        load_keras()
+        load_keras()  # makes the functions plain attributes
         return getattr(sys.modules["keras"].ops, name)
 
 
 ops: Any = _Ops()
 
 
-def framework_of(value: object) -> str | None:
-    """The framework whose tensor `value` is; None for NumPy arrays, numbers and everything else."""
-    for name, kind in _TENSORS.items():  # a tensor can only exist once its framework has been imported
-        if name in sys.modules and isinstance(value, getattr(sys.modules[name], kind, ())):
-            return name
-    return None
-
-
 def load_keras(framework: str | None = None) -> None:
-    """Import Keras for tensors of `framework` (None: NumPy arrays and numbers, which every backend takes).
+    """Import Keras for tensors of `framework`; None stands for NumPy, which every backend takes.
 
     Raises:
         TypeError: Keras runs, or is told by KERAS_BACKEND to run, on another backend.
@@ -57,28 +53,32 @@ def load_keras(framework: str | None = None) -> None:
     if _backend is None:
         if compiling():
             raise TypeError(
-                "Keras must be imported before torch.compile traces selfalign. Received: a first call under torch.compile. "
-                "Build the SelfAlignment first, or run the first step eagerly."
+                "Keras must be imported before torch.compile traces selfalign. Received: a first "
+                "call under torch.compile. Build the SelfAlignment first, or run the first step "
+                "eagerly."
             )
         _import_keras(framework)
     if framework is not None and framework != _backend:
-        raise _mismatch(framework, str(_backend), "Keras already runs on it in this process, and it cannot change")
+        reason = "Keras already runs on it in this process, and it cannot change"
+        raise _mismatch(framework, str(_backend), reason)
 
 
 def _import_keras(framework: str | None) -> None:
     global _backend
     backend = _choose(framework)
-    vars(ops).update({k: v for k, v in vars(_keras_on(backend).ops).items() if not k.startswith("_")})
+    functions = vars(_keras_on(backend).ops)
+    vars(ops).update({k: v for k, v in functions.items() if not k.startswith("_")})
     _backend = backend  # last: an import that fails must not count
 
 
 def _choose(framework: str | None) -> str:
     if "keras" in sys.modules:
-        return sys.modules["keras"].backend.backend()
+        return str(sys.modules["keras"].backend.backend())
     asked = os.environ.get("KERAS_BACKEND")
     if asked:
         if framework not in (None, asked):
-            raise _mismatch(framework, asked, "the environment variable KERAS_BACKEND asks for it")
+            reason = "the environment variable KERAS_BACKEND asks for it"
+            raise _mismatch(framework, asked, reason)
         return asked
     if framework is None:
         imported = [name for name in ("torch", "jax", "tensorflow") if name in sys.modules]
@@ -90,12 +90,13 @@ def _choose(framework: str | None) -> str:
 
 @contextlib.contextmanager
 def host_randomness_kept() -> Iterator[None]:
-    """Leaves the random streams of Python and NumPy as they were."""
+    """Leave the random streams of Python and NumPy as they were."""
     import random
 
     import numpy
 
-    python, arrays = random.getstate(), numpy.random.get_state()
+    python = random.getstate()
+    arrays = numpy.random.get_state()
     try:
         yield
     finally:
@@ -107,7 +108,8 @@ def _keras_on(backend: str) -> Any:
     before = os.environ.get("KERAS_BACKEND")
     os.environ["KERAS_BACKEND"] = backend  # the one switch Keras has; put back at once
     try:
-        with host_randomness_kept():  # Keras draws numbers at import: a run must not depend on when that happens
+        # Keras draws numbers at import: a run must not depend on when that happens
+        with host_randomness_kept():
             return importlib.import_module("keras")
     finally:
         if before is None:
@@ -117,109 +119,174 @@ def _keras_on(backend: str) -> Any:
 
 
 def _mismatch(framework: str | None, backend: str, reason: str) -> TypeError:
-    known = framework in _KERAS_BACKENDS
-    fix = f"Set KERAS_BACKEND={framework} before the first import of Keras, or pass {backend} tensors." if known else \
-        "Convert it to a framework that Keras runs on."  # fmt: skip
+    fix = "Convert it to a framework that Keras runs on."
+    if framework in _KERAS_BACKENDS:
+        fix = (
+            f"Set KERAS_BACKEND={framework} before the first import of Keras, "
+            f"or pass {backend} tensors."
+        )
     return TypeError(
-        f"Tensors must belong to the framework of Keras's backend. Received: a {framework} tensor, with the Keras backend "
-        f"{backend!r} ({reason}). {fix}"
+        "Tensors must belong to the framework of Keras's backend. Received: a "
+        f"{framework} tensor, with the Keras backend {backend!r} ({reason}). {fix}"
     )
 
 
-def _tensors(value: object) -> Iterator[tuple[str, Any]]:
+def tensors_in(value: object) -> list[tuple[str, Tensor]]:
     """(framework, tensor) for each framework tensor in a nest of dicts, lists and tuples."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    else:
-        framework = framework_of(value)
-        if framework:
-            yield framework, value
+    kinds: list[tuple[str, Any]] = []
+    for name, class_name in _TENSORS.items():
+        if name in sys.modules:  # a tensor can only exist once its framework has been imported
+            kinds.append((name, getattr(sys.modules[name], class_name, ())))
+    found: list[tuple[str, Tensor]] = []
+    waiting: list[Any] = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            waiting.extend(item)
+        else:
+            for name, kind in kinds:
+                if isinstance(item, kind):
+                    found.append((name, item))
+    return found
 
 
-def scope(*values: object) -> Any:
-    """Check that all tensors in `values` are of one framework and device, and return the context that keeps them there.
+def framework_of(value: object) -> str | None:
+    """The framework whose tensor `value` is; None for NumPy arrays, numbers and the rest."""
+    found = tensors_in([value])
+    return found[0][0] if found else None
 
-    On torch, Keras moves whatever it touches to its default device; the context makes that the tensors' own device.
+
+def scope(*values: object) -> AbstractContextManager[Any]:
+    """Check that all tensors are of one framework and device, and keep results there.
+
+    On torch, Keras moves whatever it touches to its default device. The context that is returned
+    makes that the tensors' own device.
 
     Raises:
         TypeError: tensors of two frameworks, or of another framework than Keras's backend.
         ValueError: torch tensors on two devices.
     """
-    found = list(_tensors(values))
-    names = sorted({name for name, _ in found})
+    names: set[str] = set()
+    devices: set[str] = set()
+    scalar_devices: set[str] = set()
+    for name, tensor in tensors_in(values):
+        names.add(name)
+        if name == "torch":
+            # torch lets a scalar stay on the CPU (a step, a decay), and so do we
+            (devices if tensor.ndim else scalar_devices).add(str(tensor.device))
     if len(names) > 1:
         raise TypeError(
-            f"All tensors of one call must belong to one framework. Received: tensors of {' and '.join(names)}. "
-            "Convert them to one framework yourself: selfalign never converts silently."
+            "All tensors of one call must belong to one framework. Received: tensors of "
+            f"{' and '.join(sorted(names))}. Convert them to one framework yourself: selfalign "
+            "never converts silently."
         )
-    load_keras(names[0] if names else None)
-    if names != ["torch"]:
+    framework = names.pop() if names else None
+    if _backend is None or framework not in (None, _backend):
+        load_keras(framework)
+    if framework != "torch":
         return contextlib.nullcontext()
-    # torch lets a scalar stay on the CPU (a step, a decay), and so do we
-    devices = sorted({str(x.device) for _, x in found if x.ndim}) or [str(found[0][1].device)]
     if len(devices) > 1:
         raise ValueError(
-            f"All tensors of one call must be on one device. Received: tensors on {' and '.join(devices)}. "
-            "Move them with .to(device) first."
+            "All tensors of one call must be on one device. Received: tensors on "
+            f"{' and '.join(sorted(devices))}. Move them with .to(device) first."
         )
-    return sys.modules["keras"].device(devices[0])
+    device = next(iter(devices or scalar_devices))
+    context: AbstractContextManager[Any] = sys.modules["keras"].device(device)
+    return context
 
 
 def on_backend(function: Callable[P, R]) -> Callable[P, R]:
-    """Make `function` a public entrance: Keras is set up, tensors are checked and NumPy arrays converted here, once."""
+    """Make `function` a public entrance.
+
+    Here, once, Keras is set up, tensors are checked and NumPy arrays become tensors.
+    """
 
     @functools.wraps(function)
     def entrance(*args: P.args, **kwargs: P.kwargs) -> R:
         with scope(args, kwargs):
-            return function(*map(converted, args), **{name: converted(value) for name, value in kwargs.items()})
+            given: Any = list(args)
+            named: Any = dict(kwargs)
+            for place, value in [*enumerate(args), *kwargs.items()]:
+                if type(value).__qualname__ == "ndarray":
+                    (given if isinstance(place, int) else named)[place] = converted(value)
+            return function(*given, **named)
 
     return entrance
 
 
 def converted(value: Any) -> Any:
     """A NumPy array as the backend's own tensor; anything else as it is."""
-    return ops.convert_to_tensor(value) if type(value).__qualname__ == "ndarray" and _backend != "numpy" else value
+    if type(value).__qualname__ == "ndarray" and _backend != "numpy":
+        return ops.convert_to_tensor(value)
+    return value
 
 
 def compiling() -> bool:
-    """Whether torch.compile is tracing us."""
-    return "torch" in sys.modules and sys.modules["torch"].compiler.is_compiling()
+    """Whether torch.compile is tracing this code."""
+    return "torch" in sys.modules and bool(sys.modules["torch"].compiler.is_compiling())
 
 
-def constant(values: tuple[float, ...]) -> Any:
+def constant(values: tuple[float, ...]) -> Tensor:
     """A table of Python numbers as a float32 tensor."""
-    if compiling():  # Keras's way with NumPy arrays does not trace; its way with tuples does, and is slow only now
+    # Keras's way with NumPy arrays does not trace; its way with tuples does, and is slow otherwise
+    if compiling():
         return ops.convert_to_tensor(values, "float32")
     import numpy
 
     return ops.convert_to_tensor(numpy.asarray(values, "float32"))
 
 
-def readable(value: Any) -> bool:
-    """Whether the numbers in `value` can be looked at for free: not traced or compiled, and in the host's memory."""
-    framework = framework_of(value)
-    if framework == "torch":
-        return value.device.type == "cpu" and not compiling()
-    if framework == "jax":
-        traced = isinstance(value, sys.modules["jax"].core.Tracer)
-        return not traced and all(device.platform == "cpu" for device in value.devices())
-    return framework is None
+def extremes(values: Tensor) -> tuple[float, float] | None:
+    """The smallest and the largest of the values, NaN if there is one.
+
+    None where looking is not free: while traced or compiled, and outside the host's memory.
+    """
+    import numpy
+
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(values, torch.Tensor):
+        if values.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        smallest, largest = values.detach().aminmax()
+        return float(smallest), float(largest)
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(values, jax.Array):
+        if isinstance(values, jax.core.Tracer):
+            return None
+        if any(device.platform != "cpu" for device in values.devices()):
+            return None
+    elif framework_of(values) is not None:
+        return None
+    # not through keras.ops: inside jit that would trace a constant
+    found = numpy.asarray(values)
+    return float(found.min()), float(found.max())
 
 
-def dtype_of(value: Any) -> str:
-    """The dtype's name, the same in every framework; a Python number has the default of its kind."""
-    if isinstance(value, (bool, int, float)) and not hasattr(value, "dtype"):
+_DTYPE_NAMES: dict[Any, str] = {}  # of the frameworks' dtype objects, once they were asked for
+
+
+def dtype_of(value: Tensor) -> str:
+    """The dtype's name, the same in every framework; a Python number has its kind's default."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
         return {bool: "bool", int: "int32", float: "float32"}[type(value)]
-    return str(sys.modules["keras"].backend.standardize_dtype(value.dtype))
+    name = _DTYPE_NAMES.get(dtype)
+    if name is None:
+        name = str(sys.modules["keras"].backend.standardize_dtype(dtype))
+        _DTYPE_NAMES[dtype] = name
+    return name
 
 
-def is_floating(value: Any) -> bool:
+def is_floating(value: Tensor) -> bool:
+    """Whether the values are floating-point numbers."""
     return "float" in dtype_of(value)
 
 
-def widened(value: Any) -> Any:
-    """`value` in float32, or in float64 where it came so: half precision is for storage, not for arithmetic."""
-    return ops.cast(value, "float64" if dtype_of(value) == "float64" else "float32")
+def widened(value: Tensor | Scalar) -> Tensor:
+    """`value` in float32, or float64 where it came so: half precision is only for storage."""
+    dtype = dtype_of(value)
+    if dtype in ("float32", "float64") and hasattr(value, "dtype"):
+        return value
+    return ops.cast(value, "float32")

@@ -1,41 +1,122 @@
-"""Distances between student and teacher tokens: per token, in float32, 0 when aligned, never negative."""
+"""Distances between student and target: in float32, 0 when aligned, never negative."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from ._backend import on_backend, ops
-from ._checks import check_array, check_number, check_tokens, invalid
+from ._backend import dtype_of, on_backend, ops
+from ._checks import check_array, check_choice, check_number, invalid
+from .masks import masked_mean as masked_mean
+from .typing import Distance, Tensor, Tokens
 
 _EPSILON = 1e-12  # floor of a squared norm: features shorter than 1e-6 count as zero
 
 
-def _unit(tokens: Any, axis: int) -> Any:
-    return tokens * ops.rsqrt(ops.maximum(ops.sum(ops.square(tokens), axis=axis, keepdims=True), _EPSILON))
+def check_features(side: str, tokens: Tokens) -> None:
+    """Tokens of one side, "student" or "target": [B, N, D], floating point, not empty.
+
+    Raises:
+        ValueError: another shape.
+        TypeError: no tensor, or no floating-point numbers.
+
+    Example:
+        >>> import numpy as np, selfalign
+        >>> selfalign.distances.check_features("student", np.ones((2, 3, 4)))
+    """
+    if not hasattr(tokens, "shape"):
+        check_array(f"The {side}'s tokens", tokens)
+    shape = tuple(tokens.shape)
+    if len(shape) != 3:
+        raise invalid(
+            "Tokens must have the shape [B, N, D]",
+            f"{side} tokens of shape {shape}",
+            "Flatten the token grid, or select the features in the adapter.",
+        )
+    if 0 in shape:
+        raise invalid(
+            "Tokens must not be empty",
+            f"{side} tokens of shape {shape}",
+            "Skip empty batches in the training loop.",
+        )
+    dtype = dtype_of(tokens)
+    if "float" not in dtype:
+        raise TypeError(
+            f"Tokens must be floating point. Received: {side} tokens of dtype {dtype}. "
+            "Pass a block's features, not indices."
+        )
 
 
-def _cosine(student: Any, teacher: Any, axis: int) -> Any:
-    # Half the squared distance of unit vectors is 1 - cos, but exactly 0 for equal inputs and never below 0.
-    return 0.5 * ops.sum(ops.square(_unit(student, axis) - _unit(teacher, axis)), axis=axis)
+def check_tokens(student: Tokens, target: Tokens) -> None:
+    """Student and target tokens: both [B, N, D], of one shape; see `check_features`.
+
+    Example:
+        >>> import numpy as np, selfalign
+        >>> selfalign.distances.check_tokens(np.ones((2, 3, 4)), np.ones((2, 3, 4)))
+    """
+    check_features("student", student)
+    check_features("target", target)
+    check_same_shape(student, target)
 
 
-def _float32(student: Any, teacher: Any) -> tuple[Any, Any]:
-    check_tokens(student, teacher)
-    return ops.cast(student, "float32"), ops.cast(teacher, "float32")
+def check_same_shape(student: Tokens, target: Tokens) -> None:
+    """Tokens of one shape on both sides: raises ValueError otherwise.
+
+    Example:
+        >>> import numpy as np, selfalign
+        >>> selfalign.distances.check_same_shape(np.ones((2, 3, 4)), np.ones((2, 3, 4)))
+    """
+    if tuple(student.shape) != tuple(target.shape):
+        raise invalid(
+            "Student and target tokens must have the same shape [B, N, D]",
+            f"student {tuple(student.shape)}, target {tuple(target.shape)}",
+            "Align the same tokens of the same batch, and give the head the target's width.",
+        )
+
+
+def _unit(tokens: Tokens, axis: int) -> Tokens:
+    squared = ops.sum(ops.square(tokens), axis=axis, keepdims=True)
+    return tokens * ops.rsqrt(ops.maximum(squared, _EPSILON))
+
+
+def _cosine(student: Tokens, target: Tokens, axis: int = -1) -> Tensor:
+    # Half the squared distance of unit vectors is 1 - cos, but exactly 0 for equal inputs and
+    # never below 0.
+    difference = _unit(student, axis) - _unit(target, axis)
+    return 0.5 * ops.sum(ops.square(difference), axis=axis)
+
+
+def _smooth_l1(student: Tokens, target: Tokens, beta: float) -> Tensor:
+    d = ops.abs(student - target)
+    return ops.mean(ops.where(d < beta, ops.square(d) / (2 * beta), d - beta / 2), axis=-1)
+
+
+def _l1(student: Tokens, target: Tokens) -> Tensor:
+    d = student - target
+    # |d|; frameworks differ in the gradient of abs at 0
+    return ops.mean(d * ops.stop_gradient(ops.sign(d)), axis=-1)
+
+
+def _l2(student: Tokens, target: Tokens) -> Tensor:
+    return ops.mean(ops.square(student - target), axis=-1)
+
+
+def _float32(student: Tokens, target: Tokens) -> tuple[Tokens, Tokens]:
+    check_tokens(student, target)
+    return ops.cast(student, "float32"), ops.cast(target, "float32")
 
 
 @on_backend
-def cosine(student: Any, teacher: Any) -> Any:
-    """Cosine distance over the features of each token, 1 - cos(student_i, teacher_i).
+def cosine(student: Tokens, target: Tokens) -> Tensor:
+    """Cosine distance over the features of each token, 1 - cos(student_i, target_i).
 
     Args:
         student: tokens [B, N, D].
-        teacher: tokens [B, N, D].
+        target: tokens [B, N, D].
 
     Returns:
-        Distances [B, N] in [0, 2], float32; unchanged when a token of either side is scaled. A token of norm zero has no
-        direction: it is at 0 from another zero token and at 0.5 from every other.
+        Distances [B, N] in [0, 2], float32; unchanged when a token of either side is scaled. A
+        token of norm zero has no direction: it is at 0 from another zero token and at 0.5 from
+        every other.
 
     Raises:
         ValueError: tokens not of one shape [B, N, D], or empty.
@@ -49,31 +130,44 @@ def cosine(student: Any, teacher: Any) -> Any:
 
     Reference: the authors' later advice for SRA (arXiv 2505.02831); REPA, arXiv 2410.06940.
     """
-    return _cosine(*_float32(student, teacher), axis=-1)
+    return _cosine(*_float32(student, target), axis=-1)
+
+
+def cosine_distances(student: Tokens, target: Tokens) -> Tensor:
+    """`cosine`, for tokens that are checked.
+
+    Example:
+        >>> import keras, selfalign
+        >>> tokens = keras.ops.ones((1, 2, 3))
+        >>> float(selfalign.distances.cosine_distances(tokens, tokens)[0, 0])
+        0.0
+    """
+    return _cosine(ops.cast(student, "float32"), ops.cast(target, "float32"), axis=-1)
 
 
 @on_backend
-def token_axis_cosine(student: Any, teacher: Any) -> Any:
-    """Cosine distance over the tokens of each feature, [B, D]: what the authors' code computes (a default argument).
+def token_axis_cosine(student: Tokens, target: Tokens) -> Tensor:
+    """Cosine distance over the tokens of each feature, [B, D]: what the authors' code computes.
 
-    Not a distance between tokens: it is here to reproduce their runs, under the recipe name "official-2026-07" only.
-    Args, errors and range as in `cosine`.
+    Not a distance between tokens: a default argument made it so. It is here to reproduce their
+    runs, as the recipe "official-2026-07" does. Args, errors and range as in `cosine`.
 
     Example:
         >>> import numpy as np, selfalign
-        >>> selfalign.distances.token_axis_cosine(np.ones((2, 3, 4)), np.ones((2, 3, 4))).shape == (2, 4)
+        >>> tokens = np.ones((2, 3, 4))
+        >>> selfalign.distances.token_axis_cosine(tokens, tokens).shape == (2, 4)
         True
     """
-    return _cosine(*_float32(student, teacher), axis=1)
+    return _cosine(*_float32(student, target), axis=1)
 
 
 @on_backend
-def smooth_l1(student: Any, teacher: Any, beta: float = 0.05) -> Any:
-    """Smooth L1: d^2 / (2 beta) where d < beta, else d - beta / 2, with d = |student - teacher|; mean over features.
+def smooth_l1(student: Tokens, target: Tokens, beta: float = 0.05) -> Tensor:
+    """Smooth L1: d^2 / (2 beta) where d < beta, else d - beta / 2; the mean over features.
 
     Args:
-        student: tokens [B, N, D].
-        teacher: tokens [B, N, D].
+        student: tokens [B, N, D]; d = |student - target|.
+        target: tokens [B, N, D].
         beta: where the parabola ends, in units of the features; larger than 0.
 
     Returns:
@@ -84,84 +178,71 @@ def smooth_l1(student: Any, teacher: Any, beta: float = 0.05) -> Any:
 
     Example:
         >>> import numpy as np, selfalign
-        >>> round(float(selfalign.distances.smooth_l1(np.full((1, 1, 2), 0.1), np.zeros((1, 1, 2)))[0, 0]), 6)
+        >>> x, y = np.full((1, 1, 2), 0.1), np.zeros((1, 1, 2))
+        >>> round(float(selfalign.distances.smooth_l1(x, y)[0, 0]), 6)
         0.075
 
-    Reference: the paper's distance, Jiang et al., SRA, 2025, arXiv 2505.02831. It grows with the features' norm, which users
-    of large models report as divergence: prefer `cosine`.
+    Reference: the paper's distance, Jiang et al., SRA, 2025, arXiv 2505.02831. It grows with the
+    features' norm, which users of large models report as divergence: prefer `cosine`.
     """
     check_number("beta", beta, 1e-12, fix="The paper takes 0.05.")
-    student, teacher = _float32(student, teacher)
-    d = ops.abs(student - teacher)
-    return ops.mean(ops.where(d < beta, ops.square(d) / (2 * beta), d - beta / 2), axis=-1)
+    return _smooth_l1(*_float32(student, target), beta)
 
 
 @on_backend
-def l1(student: Any, teacher: Any) -> Any:
-    """Mean absolute difference over the features of each token, [B, N]. Args and errors as in `cosine`.
+def l1(student: Tokens, target: Tokens) -> Tensor:
+    """Mean absolute difference over the features of each token, [B, N].
+
+    Args and errors as in `cosine`.
 
     Example:
         >>> import numpy as np, selfalign
         >>> float(selfalign.distances.l1(np.full((1, 1, 2), 0.5), np.zeros((1, 1, 2)))[0, 0])
         0.5
     """
-    student, teacher = _float32(student, teacher)
-    d = student - teacher
-    return ops.mean(d * ops.stop_gradient(ops.sign(d)), axis=-1)  # |d|; frameworks differ in the gradient of abs at 0
+    return _l1(*_float32(student, target))
 
 
 @on_backend
-def l2(student: Any, teacher: Any) -> Any:
-    """Mean squared difference over the features of each token, [B, N]. Args and errors as in `cosine`.
+def l2(student: Tokens, target: Tokens) -> Tensor:
+    """Mean squared difference over the features of each token, [B, N].
+
+    Args and errors as in `cosine`.
 
     Example:
         >>> import numpy as np, selfalign
         >>> float(selfalign.distances.l2(np.full((1, 1, 2), 0.5), np.zeros((1, 1, 2)))[0, 0])
         0.25
     """
-    student, teacher = _float32(student, teacher)
-    return ops.mean(ops.square(student - teacher), axis=-1)
+    return _l2(*_float32(student, target))
 
 
-NAMES: dict[str, Callable[..., Any]] = {
-    "cosine": cosine,
-    "smooth_l1": smooth_l1,
-    "l1": l1,
-    "l2": l2,
-    "official-2026-07": token_axis_cosine,
+# The arithmetic behind the names, for tokens that are checked and in float32.
+DISTANCES: dict[str, Callable[..., Tensor]] = {
+    "cosine": _cosine,
+    "smooth_l1": _smooth_l1,
+    "l1": _l1,
+    "l2": _l2,
+    "token_axis_cosine": lambda student, target: ops.mean(_cosine(student, target, axis=1), axis=1),
 }
 
 
-@on_backend
-def masked_mean(values: Any, mask: Any = None) -> Any:
-    """Mean of the distances `values` [B, N], weighted by a mask over samples [B] or tokens [B, N].
+# A function of this module, passed as a distance, means its name.
+_NAMES = {function: name for name, function in list(globals().items()) if name in DISTANCES}
 
-    Args:
-        values: distances [B, N], or [B, D] from `token_axis_cosine` (sample masks only).
-        mask: None, or booleans or weights [B] or [B, N]; 0 leaves a token out. A token that is left out must still be finite:
-            a NaN stays visible. Where everything is left out the mean is 0.
 
-    Returns:
-        A scalar in the dtype of `values`.
+def checked(distance: str | Distance) -> str | Distance:
+    """A name in `DISTANCES`, or a function of the user's.
 
     Raises:
-        ValueError: a mask of another shape.
+        ValueError: another name.
 
     Example:
-        >>> import numpy as np, selfalign
-        >>> float(selfalign.distances.masked_mean(np.array([[1.0, 3.0], [5.0, 7.0]]), np.array([True, False])))
-        2.0
+        >>> import selfalign
+        >>> selfalign.distances.checked(selfalign.distances.cosine)
+        'cosine'
     """
-    if mask is None:
-        return ops.mean(values)
-    check_array("mask", mask)
-    shape = tuple(mask.shape)
-    if shape not in (tuple(values.shape), tuple(values.shape)[:1]):
-        raise invalid("mask must have the shape [B] (samples) or [B, N] (tokens)",
-                      f"{shape}, for distances of shape {tuple(values.shape)}",
-                      "With the token-axis cosine only a mask over samples has a meaning.")  # fmt: skip
-    mask = ops.cast(mask, "float32")
-    if len(shape) == 1:
-        values = ops.mean(values, axis=1)
-    total = ops.sum(mask)
-    return ops.sum(values * mask) / ops.where(total == 0, 1.0, total)
+    if callable(distance):
+        return _NAMES.get(distance, distance) if hasattr(distance, "__name__") else distance
+    check_choice("distance", distance, tuple(DISTANCES))
+    return distance

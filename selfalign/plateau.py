@@ -1,19 +1,23 @@
-"""Plateau: a factor for the term's weight that falls when the cosine between student and teacher stalls.
+"""Plateau: a factor for the term's weight that falls when the cosine of both sides stalls.
 
-A schedule of the step knows no features; this one has a state, which the loop carries along like an optimizer's.
+A schedule of the step knows no features. This one has a state, which the loop carries along like an
+optimizer's.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ._backend import on_backend, ops
-from ._checks import check_array, check_number, invalid, keep
+from ._checks import check_array, check_number, invalid, set_frozen
+from .typing import Scalar
 
 
 class PlateauState(NamedTuple):
-    """What `Plateau` remembers: five scalars, a pytree in JAX. Plain numbers at first, tensors after the first step.
+    """What `Plateau` remembers: five scalars, a pytree in JAX.
+
+    Plain numbers at first, tensors after the first step.
 
     Attributes:
         steps: steps seen.
@@ -25,33 +29,36 @@ class PlateauState(NamedTuple):
     Example: see `Plateau`.
     """
 
-    steps: Any = 0
-    smoothed: Any = 0.0
-    best: Any = -1.0
-    waited: Any = 0
-    factor: Any = 1.0
+    steps: Scalar = 0
+    smoothed: Scalar = 0.0
+    best: Scalar = -1.0
+    waited: Scalar = 0
+    factor: Scalar = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Plateau:
-    """A rule that lowers the term's weight once the alignment stalls: (state, cosine) -> (state, factor).
+    """A rule that lowers the term's weight once the alignment stalls.
 
-        smoothed <- smoothed + max(1 - smoothing, 1 / steps) (cosine - smoothed)
-        after `patience` steps without smoothed > best + min_gain:  factor <- shrink * factor
+        smoothed <- smoothed + max(1 - smoothing, 1 / steps) * (cosine - smoothed)
+        factor   <- shrink * factor, after `patience` steps without smoothed > best + min_gain
 
-    Pure and without host sync, under jit, scan and torch.compile, too. The factor is that of the next term:
+    A pure function (state, cosine) -> (state, factor), without host sync, also under jit, scan and
+    torch.compile. The factor is that of the next term:
 
         state, factor = plateau(state, loss.metrics(student, teacher)["cosine"])
         term = factor * loss(student, teacher, step=step)
 
-    At factor 0 the term stays in the graph. To save the teacher's cost, look at the factor now and then (a host sync), and
-    stop calling the term once it is 0.
+    At factor 0 the term stays in the graph. To save the teacher's cost, look at the factor now and
+    then (a host sync), and stop calling the term once it is 0.
 
     Args:
         patience: steps without a gain before the factor falls.
         min_gain: what counts as a gain of the smoothed cosine.
-        smoothing: weight of the old value in the running mean; 0.99 looks back over about 100 steps.
-        warmup: steps at the start that count for nothing but the mean: early on, teacher and student are still alike.
+        smoothing: weight of the old value in the running mean; 0.99 looks back over about 100
+            steps.
+        warmup: steps at the start that count for nothing but the mean: early on, teacher and
+            student are still alike.
         shrink: what the factor is multiplied with; 0 stops the term, 0.5 halves it at each plateau.
 
     Raises:
@@ -67,8 +74,8 @@ class Plateau:
         >>> int(state.waited), float(factor)
         (0, 0.0)
 
-    Reference: stopping the alignment is HASTE's idea (Wang et al., "REPA Works Until It Doesn't", 2025); the rule is that of
-    learning rates that fall on a plateau.
+    Reference: stopping the alignment is HASTE's idea (Wang et al., "REPA Works Until It Doesn't",
+    2025); the rule is that of learning rates that fall on a plateau.
     """
 
     patience: int = 2000
@@ -78,10 +85,15 @@ class Plateau:
     shrink: float = 0.0
 
     def __post_init__(self) -> None:
-        keep(self, patience=check_number("patience", self.patience, 1, integer=True),
-             warmup=check_number("warmup", self.warmup, 0, integer=True))  # fmt: skip
-        keep(self, min_gain=check_number("min_gain", self.min_gain, 0), shrink=check_number("shrink", self.shrink, 0, 1))
-        keep(self, smoothing=check_number("smoothing", self.smoothing, 0, 0.999999, fix="It is the old value's weight."))
+        fix = "It is the old value's weight."
+        set_frozen(
+            self,
+            patience=check_number("patience", self.patience, 1, integer=True),
+            warmup=check_number("warmup", self.warmup, 0, integer=True),
+            min_gain=check_number("min_gain", self.min_gain, 0),
+            shrink=check_number("shrink", self.shrink, 0, 1),
+            smoothing=check_number("smoothing", self.smoothing, 0, 0.999999, fix=fix),
+        )
 
     def init(self) -> PlateauState:
         """The state before the first step, of plain numbers: they follow the cosine to its device.
@@ -94,13 +106,13 @@ class Plateau:
         return PlateauState()
 
     @on_backend
-    def __call__(self, state: PlateauState, cosine: Any) -> tuple[PlateauState, Any]:
+    def __call__(self, state: PlateauState, cosine: Scalar) -> tuple[PlateauState, Scalar]:
         """The next state, and the factor for the next term: a float32 scalar in [0, 1].
 
         Args:
             state: from `init` or from the last call.
-            cosine: mean cosine similarity of this step, a scalar; the same on all processes. A step in which it is not finite
-                is left out.
+            cosine: mean cosine similarity of this step, a scalar; the same on all processes. A step
+                in which it is not finite is left out.
 
         Raises:
             ValueError: a cosine that is no scalar.
@@ -113,19 +125,19 @@ class Plateau:
             >>> float(state.smoothed), float(factor)
             (0.25, 1.0)
         """
-        if not isinstance(cosine, (int, float)):
-            check_array("cosine", cosine)
-            if tuple(cosine.shape) != ():
-                raise invalid("cosine must be a scalar", f"shape {tuple(cosine.shape)}", "Take its mean over the batch.")
+        _check_cosine(cosine)
         cosine = ops.stop_gradient(ops.cast(cosine, "float32"))
-        old = PlateauState(*(ops.cast(value, kind) for value, kind in zip(state, _KINDS, strict=True)))
-        new, seen = self._step(old, cosine), ops.isfinite(cosine)
-        state = PlateauState(*(ops.where(seen, after, before) for after, before in zip(new, old, strict=True)))
+        old = PlateauState(*map(ops.cast, state, _DTYPES))
+        new = self._step(old, cosine)
+        seen = ops.isfinite(cosine)
+        pairs = zip(new, old, strict=True)
+        state = PlateauState(*(ops.where(seen, after, before) for after, before in pairs))
         return state, state.factor
 
-    def _step(self, old: PlateauState, cosine: Any) -> PlateauState:
+    def _step(self, old: PlateauState, cosine: Scalar) -> PlateauState:
+        """The next state, of a cosine that is finite."""
         steps = old.steps + 1
-        # the plain mean of the first steps: an average that starts at 0 would seem to gain for a long time
+        # at first the plain mean: an average that starts at 0 would seem to gain for a long time
         rate = ops.maximum(1.0 - self.smoothing, 1.0 / ops.cast(steps, "float32"))
         smoothed = old.smoothed + rate * (cosine - old.smoothed)
         warm = steps <= self.warmup
@@ -141,4 +153,16 @@ class Plateau:
         )
 
 
-_KINDS = ("int32", "float32", "float32", "int32", "float32")
+def _check_cosine(cosine: Scalar) -> None:
+    if isinstance(cosine, (int, float)):
+        return
+    check_array("cosine", cosine)
+    if tuple(cosine.shape) != ():
+        raise invalid(
+            "cosine must be a scalar",
+            f"shape {tuple(cosine.shape)}",
+            "Take its mean over the batch.",
+        )
+
+
+_DTYPES = ("int32", "float32", "float32", "int32", "float32")  # of the state

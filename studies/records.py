@@ -1,72 +1,102 @@
-"""The study's results as they are kept: one CSV file per data set and group of arms, one line per number."""
+"""The study's results as they are kept: one CSV file per data set and group of arms.
+
+A line holds one number: of an arm and a seed, at a step, of a metric.
+"""
 
 import csv
 from pathlib import Path
+from typing import NamedTuple
 
 Row = tuple[int, str, str, float]  # step, metric, where (a block and a time), value
 COLUMNS = ("arm", "seed", "step", "metric", "where", "value")
 
 
-def read(file: Path) -> list[tuple[str, int, int, str, str, float]]:
-    """Arm, seed, step, metric, where, value; nothing where there is no file."""
+class Record(NamedTuple):
+    """A line of a file."""
+
+    arm: str
+    seed: int
+    step: int
+    metric: str
+    where: str
+    value: float
+
+
+def read(file: Path) -> list[Record]:
+    """All lines; none where there is no file."""
     if not file.exists():
         return []
     with file.open() as lines:
-        rows = list(csv.reader(lines))[1:]
-    return [(arm, int(seed), int(step), metric, where, float(value)) for arm, seed, step, metric, where, value in rows]
+        _, *rows = csv.reader(lines)
+    return [
+        Record(arm, int(seed), int(step), metric, where, float(value))
+        for arm, seed, step, metric, where, value in rows
+    ]
 
 
 def keep(file: Path, arm: str, seed: int, rows: list[Row]) -> None:
     """At once: a run is in the file as a whole, or not at all."""
-    lines = [[arm, str(seed), str(step), metric, where, f"{value:.5g}"] for step, metric, where, value in rows]
-    heading = [COLUMNS] * (not file.exists())
+    lines: list[tuple[object, ...]] = [
+        (arm, seed, step, metric, where, f"{value:.5g}") for step, metric, where, value in rows
+    ]
+    if not file.exists():
+        lines.insert(0, COLUMNS)
     with file.open("a", newline="") as out:
-        csv.writer(out, lineterminator="\n").writerows([*heading, *lines])
+        csv.writer(out, lineterminator="\n").writerows(lines)
+
+
+class Of(NamedTuple):
+    """What was measured of an arm: a metric, and of a probe the block and the time."""
+
+    arm: str
+    metric: str
+    where: str = ""
 
 
 class Results:
-    """What was measured, by arm and metric: lists over the seeds."""
+    """What was measured: lists over the seeds."""
 
     def __init__(self, *files: Path) -> None:
-        self.values: dict[tuple[str, str, str], dict[int, dict[int, float]]] = {}  # {of what: {step: {seed: value}}}
-        for file in files:
-            for arm, seed, step, metric, where, value in read(file):
-                self.values.setdefault((arm, metric, where), {}).setdefault(step, {})[seed] = value
+        self.values: dict[Of, dict[int, dict[int, float]]] = {}  # {of what: {step: {seed: value}}}
+        for record in (record for file in files for record in read(file)):
+            by_step = self.values.setdefault(Of(record.arm, record.metric, record.where), {})
+            by_step.setdefault(record.step, {})[record.seed] = record.value
 
     def __contains__(self, arm: str) -> bool:
-        return any(arm == name for name, *_ in self.values)
+        return any(arm == of.arm for of in self.values)
 
-    def by_seed(self, step: int, arm: str, metric: str, where: str = "") -> dict[int, float]:
+    def by_seed(self, step: int, of: Of) -> dict[int, float]:
         """Empty where it was not measured then."""
-        return self.values.get((arm, metric, where), {}).get(step, {})
+        return self.values.get(of, {}).get(step, {})
 
-    def at(self, step: int, arm: str, metric: str, where: str = "") -> list[float]:
+    def at(self, step: int, of: Of) -> list[float]:
         """By seed, in order."""
-        return [value for _, value in sorted(self.by_seed(step, arm, metric, where).items())]
+        return [value for _, value in sorted(self.by_seed(step, of).items())]
 
-    def both(self, step: int, arm: str, other: str, metric: str, where: str = "") -> tuple[list[float], list[float]]:
-        """Of two arms, over the seeds that both have."""
-        return self.paired(step, (arm, metric, where), (other, metric, where))
+    def pairs(self, step: int, a: Of, b: Of) -> tuple[list[float], list[float]]:
+        """Of two, over the seeds that both have."""
+        left = self.by_seed(step, a)
+        right = self.by_seed(step, b)
+        seeds = sorted(left.keys() & right.keys())
+        return [left[seed] for seed in seeds], [right[seed] for seed in seeds]
 
-    def paired(self, step: int, a: tuple[str, str, str], b: tuple[str, str, str]) -> tuple[list[float], list[float]]:
-        """Of two (arm, metric, where), over the seeds that both have."""
-        left, right = self.by_seed(step, *a), self.by_seed(step, *b)
-        shared = sorted(left.keys() & right.keys())
-        return [left[seed] for seed in shared], [right[seed] for seed in shared]
-
-    def curve(self, arm: str, seed: int, metric: str, where: str = "") -> tuple[list[int], list[float]]:
+    def curve(self, seed: int, of: Of) -> tuple[list[int], list[float]]:
         """Steps and values of one run."""
-        steps = sorted(step for step, found in self.values.get((arm, metric, where), {}).items() if seed in found)
-        return steps, [self.values[arm, metric, where][step][seed] for step in steps]
+        by_step = self.values.get(of, {})
+        steps = sorted(step for step, by_seed in by_step.items() if seed in by_seed)
+        return steps, [by_step[step][seed] for step in steps]
 
     def seeds(self, arm: str) -> list[int]:
         """Those that have been run."""
-        steps = (by_step for (name, *_), by_step in self.values.items() if name == arm)
-        return sorted({seed for by_step in steps for by_seed in by_step.values() for seed in by_seed})
+        found: set[int] = set()
+        for of, by_step in self.values.items():
+            if of.arm == arm:
+                found.update(*by_step.values())
+        return sorted(found)
 
     def blocks(self, step: int, arm: str, metric: str, time: float) -> list[list[float]]:
-        """A probe's accuracies: those over the seeds for each block, from the first on."""
+        """A probe's accuracies: for each block, from the first on, those over the seeds."""
         found: list[list[float]] = []
-        while accuracies := self.at(step, arm, metric, f"block {len(found) + 1} t {time}"):
+        while accuracies := self.at(step, Of(arm, metric, f"block {len(found) + 1} t {time}")):
             found.append(accuracies)
         return found

@@ -1,24 +1,26 @@
 """What SRA and its settings do to a small SiT: arms and seeds side by side, resumable run by run.
 
-    python studies/study.py core --data fashion-mnist         with and without SRA, the paper's recipe, one layer, no projector
-    python studies/study.py ablations --data fashion-mnist    gaps, decays, weights, distances, layers
-    python studies/study.py cheaper                           terms that cost less, on the digits
-    python studies/study.py core --data FOLDER                CIFAR-10 or other images, on a GPU: FOLDER/CLASS/NAME.png or .jpg
-    python studies/report.py fashion-mnist                    tables, and the paper's claims beside what was found
+    python studies/study.py core --data fashion-mnist        SRA, the paper's recipe, and two others
+    python studies/study.py ablations --data fashion-mnist   gaps, decays, weights, layers
+    python studies/study.py cheaper                          terms that cost less, on the digits
+    python studies/study.py core --data FOLDER               other images: FOLDER/CLASS/NAME.png
+    python studies/report.py fashion-mnist                   tables, and the paper's claims
 
-All arms of a seed have the same first weights, batches, dropped labels, noise and times. All are measured by one EMA of the
-model, apart from the teacher, so that a teacher's decay does not flatter its arm. A run that has ended is kept in the CSV file
-of its group, beside the command, versions and hardware; started anew, the study goes on with the runs that are missing.
+All arms of a seed have the same first weights, batches, dropped labels, noise and times. All are
+measured by one EMA of the model, apart from the teacher, so that a teacher's decay does not flatter
+its arm. A run that has ended is kept in the CSV file of its group, beside the command, versions and
+hardware. Started anew, the study goes on with the runs that are missing.
 """
 
 import argparse
 import functools
 import json
+import math
 import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +30,7 @@ from torch import nn
 
 import selfalign
 from selfalign import schedules
-from selfalign.adapters.torch import SelfAlignment
+from selfalign.adapters.torch import EMATeacher, SelfAlignment
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import common
@@ -38,140 +40,214 @@ import side_by_side
 import torch_sit
 
 RESULTS = Path(__file__).parent / "results"
-STUDENT, TEACHER = 0.25, 0.7  # layers of the default arm
-FASTER = schedules.DecayWarmup(0.999)  # a short run's EMA
 TIMES = (0.1, 0.3, 0.5, 0.7)  # of the probes; 0 is data
-Settings = dict[str, Any]
+Arguments = tuple[str, ...]  # of torch_sit.py's command line
+
+# --------------------------------------------------------------------------------------------------
+# How long and how large
+
+
+class Length(NamedTuple):
+    """Of a run."""
+
+    steps: int
+    losses_every: int  # steps from one held-out loss to the next
 
 
 class Size(NamedTuple):
-    """How long and how large."""
+    """How long and how large the runs are, and how much is measured."""
 
     arguments: str  # of torch_sit.py
-    steps: dict[str, tuple[int, int]]  # of a run, by group; and from one held-out loss to the next
-    every: int  # steps from one checkpoint, where all is measured, to the next
+    lengths: dict[str, Length]  # by group
+    measured_every: int  # steps from one checkpoint, where all is measured, to the next
     samples: int  # judged
     held_out: int = 1000  # images
-    judge: tuple[int, int] = (20_000, 4)  # images, epochs
+    judge_images: int = 20_000
+    judge_epochs: int = 4
     probed: int = 1000  # images that a probe is fitted to
     sampling_steps: int = 16
 
 
 SIZES = {
-    "digits": Size("--width 64 --depth 8 --patch 2 --batch-size 64 --lr 2e-3",
-                   dict.fromkeys(("core", "ablations", "cheaper"), (600, 50)), 200, 360, judge=(2000, 20), probed=2000),
-    "fashion-mnist": Size("--width 64 --depth 8 --patch 4 --batch-size 32 --lr 2e-3",
-                          {"core": (1800, 150), "ablations": (600, 600), "cheaper": (600, 300)}, 600, 500, held_out=300,
-                          sampling_steps=10),
-    "folder": Size("--width 384 --depth 12 --heads 6 --patch 2 --batch-size 256 --lr 5e-4 --image-size 32",
-                   {"core": (4000, 250), "ablations": (2000, 500), "cheaper": (2000, 500)}, 1000, 2000),
-}  # fmt: skip
+    "digits": Size(
+        "--width 64 --depth 8 --patch 2 --batch-size 64 --lr 2e-3",
+        {"core": Length(600, 50), "ablations": Length(600, 50), "cheaper": Length(600, 50)},
+        measured_every=200,
+        samples=360,
+        judge_images=2000,
+        judge_epochs=20,
+        probed=2000,
+    ),
+    "fashion-mnist": Size(
+        "--width 64 --depth 8 --patch 4 --batch-size 32 --lr 2e-3",
+        {"core": Length(1800, 150), "ablations": Length(600, 600), "cheaper": Length(600, 300)},
+        measured_every=600,
+        samples=500,
+        held_out=300,
+        sampling_steps=10,
+    ),
+    "folder": Size(
+        "--width 384 --depth 12 --heads 6 --patch 2 --batch-size 256 --lr 5e-4 --image-size 32",
+        {"core": Length(4000, 250), "ablations": Length(2000, 500), "cheaper": Length(2000, 500)},
+        measured_every=1000,
+        samples=2000,
+    ),
+}
 
-# ----------------------------------------------------------------------------------------------------------------- the arms
+# --------------------------------------------------------------------------------------------------
+# The arms
+
+FASTER = schedules.DecayWarmup(0.999)  # a short run's EMA
+DEFAULT_SETTINGS: dict[str, Any] = {
+    "student_layer": 0.25,
+    "teacher_layer": 0.7,
+    "path": torch_sit.PATH,
+    "decay": FASTER,
+}
+
+
+def sra(**settings: Any) -> selfalign.SRALoss:
+    """SRA with other settings than the default arm's."""
+    return selfalign.SRALoss(**DEFAULT_SETTINGS | settings)
+
+
+class SRAWithoutProjector(selfalign.SRALoss):
+    """The student's tokens are compared as they are."""
+
+    @property
+    def head(self) -> selfalign.heads.Head:
+        return selfalign.heads.NONE
 
 
 class Arm(NamedTuple):
-    """What differs from the default arm."""
+    """One way to train."""
 
-    loss: Settings = {}  # noqa: RUF012  (never written to)
-    attach: Settings = {}  # noqa: RUF012
+    loss: selfalign.Objective | None  # None: without a term
+    teacher: EMATeacher | None = None
     every: int = 1  # a term in every n-th step only
-    prepare: Callable[["Run"], None] = lambda run: None
+    half_of_the_tokens: bool = False  # the teacher computes half of them, others in each step
 
 
-def without_projector(run: "Run") -> None:
-    run.align.projector.requires_grad_(False)
-    run.align.projector = nn.Identity()
+class HalfOfTheTokens:
+    """The places that the teacher computes; the student's tokens are compared there."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count = count
+        self.generator = torch.Generator().manual_seed(seed)
+        self.places = torch.arange(count)
+
+    def draw(self) -> None:
+        """Other places, before each term."""
+        order = torch.randperm(self.count, generator=self.generator)
+        self.places = order[: self.count // 2]
+
+    def before_first_block(
+        self, block: nn.Module, args: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        """A hook on the teacher."""
+        tokens, *rest = args
+        return (tokens[:, self.places], *rest)
+
+    def select(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Of the student's tokens those places; the teacher has these alone."""
+        return tokens[:, self.places] if tokens.shape[1] == self.count else tokens
 
 
-def half_of_the_tokens(run: "Run") -> None:
-    """A teacher that computes half of the tokens, others in each step; the student's are compared at the same places."""
-    count, kept = run.model.side**2, torch.empty(0)
-
-    def select(tokens: torch.Tensor) -> torch.Tensor:
-        nonlocal kept
-        if tokens.shape[1] == count:  # the student's
-            kept = torch.randperm(count, generator=run.places)[: count // 2]
-            return tokens[:, kept]
-        return tokens
-
-    run.attach(select=select)
-    run.align.teacher.blocks[0].register_forward_pre_hook(lambda block, args: (args[0][:, kept], *args[1:]))
-
-
-DEFAULT, NONE = Arm(), Arm(every=0)
-PAPER = Arm(loss={"distance": "smooth_l1", "weight": 0.2, "decay": 0.9999})
+NONE = Arm(None)
+DEFAULT = Arm(sra())
+LAYER_SYNC = selfalign.LayerSyncLoss(
+    student_layer=0.25, teacher_layer=0.7, weight=0.5, projector=True
+)
 GROUPS: dict[str, dict[str, Arm]] = {
     "core": {
         "none": NONE,
         "default": DEFAULT,
-        "paper recipe": PAPER,
-        "same layer, 2 -> 2": Arm(loss={"teacher_layer": STUDENT, "allow_same_layer": True}),
-        "no projector": Arm(prepare=without_projector),
+        "paper recipe": Arm(sra(distance="smooth_l1", weight=0.2, decay=0.9999)),
+        "same layer, 2 -> 2": Arm(sra(teacher_layer=0.25, allow_same_layer=True)),
+        "no projector": Arm(SRAWithoutProjector(**DEFAULT_SETTINGS)),
     },
     "ablations": {
-        **{f"weight {weight}": Arm(loss={"weight": weight}) for weight in (0.1, 0.2, 0.8)},
-        "teacher = student": Arm(loss={"decay": 0.0}),
-        **{f"decay {decay}, warm-up": Arm(loss={"decay": schedules.DecayWarmup(decay)}) for decay in (0.99, 0.9999)},
-        **{f"decay {decay}": Arm(loss={"decay": decay}) for decay in (0.99, 0.999, 0.9999)},
-        "gap 0": Arm(loss={"max_gap": 0.0}),
-        **{f"gap up to {gap}": Arm(loss={"max_gap": gap}) for gap in (0.1, 0.3)},
-        "cosine over tokens": Arm(loss={"distance": "official-2026-07"}),
-        **{f"layers {m} -> {n}": Arm(loss={"student_layer": m, "teacher_layer": n})
-           for m, n in ((2, 4), (2, 8), (4, 6), (4, 8), (6, 8))},
+        "weight 0.1": Arm(sra(weight=0.1)),
+        "weight 0.2": Arm(sra(weight=0.2)),
+        "weight 0.8": Arm(sra(weight=0.8)),
+        "teacher = student": Arm(sra(decay=0.0)),
+        "decay 0.99, warm-up": Arm(sra(decay=schedules.DecayWarmup(0.99))),
+        "decay 0.9999, warm-up": Arm(sra(decay=schedules.DecayWarmup(0.9999))),
+        "decay 0.99": Arm(sra(decay=0.99)),
+        "decay 0.999": Arm(sra(decay=0.999)),
+        "decay 0.9999": Arm(sra(decay=0.9999)),
+        "gap 0": Arm(sra(max_gap=0.0)),
+        "gap up to 0.1": Arm(sra(max_gap=0.1)),
+        "gap up to 0.3": Arm(sra(max_gap=0.3)),
+        "cosine over tokens": Arm(sra(distance="token_axis_cosine")),
+        "layers 2 -> 4": Arm(sra(student_layer=2, teacher_layer=4)),
+        "layers 2 -> 8": Arm(sra(student_layer=2, teacher_layer=8)),
+        "layers 4 -> 6": Arm(sra(student_layer=4, teacher_layer=6)),
+        "layers 4 -> 8": Arm(sra(student_layer=4, teacher_layer=8)),
+        "layers 6 -> 8": Arm(sra(student_layer=6, teacher_layer=8)),
     },
     "cheaper": {
         "none": NONE,
         "default": DEFAULT,
-        "batch_share=0.5": Arm(attach={"batch_share": 0.5}),
-        "every 2nd step": Arm(every=2),
-        "every 4th step": Arm(every=4),
-        "half of the tokens": Arm(prepare=half_of_the_tokens),
-        "teacher_dtype=bfloat16": Arm(attach={"teacher_dtype": torch.bfloat16}),
-        "EMA every 10th step": Arm(loss={"decay": schedules.Every(10, FASTER)}),
-        "teacher=model": Arm(loss={"max_gap": 0.0}, attach={"teacher": "model"}),
+        "half of the batch": Arm(sra(), teacher=EMATeacher(batch_fraction=0.5)),
+        "every 2nd step": Arm(sra(), every=2),
+        "every 4th step": Arm(sra(), every=4),
+        "half of the tokens": Arm(sra(), half_of_the_tokens=True),
+        "teacher in bfloat16": Arm(sra(), teacher=EMATeacher(dtype=torch.bfloat16)),
+        "EMA every 10th step": Arm(sra(decay=schedules.Every(10, FASTER))),
+        "LayerSync with projector": Arm(LAYER_SYNC),
     },
-}  # fmt: skip
+}
 
-# ------------------------------------------------------------------------------------------------------------------ one run
+# --------------------------------------------------------------------------------------------------
+# One run
 
 
 class Run(torch_sit.Run):
     """The example's run without SRA, and an arm's term beside it."""
 
-    def __init__(self, data: common.Data, settings: argparse.Namespace, arm: Arm) -> None:
+    def __init__(self, data: common.Images, settings: argparse.Namespace, arm: Arm) -> None:
         super().__init__(data, settings)
         self.arm = arm
-        self.places = torch.Generator().manual_seed(settings.seed + 2)
-        if arm.every:
-            self.attach()
-            arm.prepare(self)
-            trained = [p for p in self.align.projector.parameters() if p.requires_grad]
-            parameters = [*self.model.parameters(), *trained]
+        self.half: HalfOfTheTokens | None = None
+        if arm.loss is not None:
+            self.align = self.attach(arm)
+            parameters = [*self.model.parameters(), *self.align.projector.parameters()]
             self.optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0)
 
-    def attach(self, **options: Any) -> None:
-        if self.align:
-            self.align.detach()
-        fractions = {"student_layer": STUDENT, "teacher_layer": TEACHER, "path": torch_sit.PATH, "decay": FASTER}
-        options = self.arm.attach | options
-        if options.get("teacher") == "model":
-            options["teacher"] = self.model
-        self.align = SelfAlignment(self.model, selfalign.SRALoss(**fractions | self.arm.loss), log_metrics=True, **options)
+    def attach(self, arm: Arm) -> SelfAlignment:
+        if not arm.half_of_the_tokens:
+            return SelfAlignment(self.model, arm.loss, teacher=arm.teacher, log_metrics=True)
+        self.half = HalfOfTheTokens(self.model.side**2, self.settings.seed + 2)
+        select = self.half.select
+        # without checks: that the teacher sees less than the student is meant
+        align = SelfAlignment(self.model, arm.loss, select=select, checks="off", log_metrics=True)
+        align.teacher.blocks[0].register_forward_pre_hook(self.half.before_first_block)
+        return align
 
     @property
     def ema(self) -> nn.Module:
+        """Of all arms the same average, whatever the teacher's decay."""
         return self.average.module
 
-    def training_step(self) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = torch.tensor(self.chosen(), device=self.device)
-        x0, y = self.tensors.images[chosen], self.tensors.labels[chosen]
-        y, noise, t = torch_sit.draw(x0, y, self.model.null_class, self.settings.label_dropout, self.draws)
-        aligned = self.align is not None and self.step % self.arm.every == 0
+    def training_step(self) -> torch_sit.Losses:
+        """One optimizer step. Returns the denoising loss and the term's cosine, NaN without one."""
+        indices = common.batch_indices(len(self.data.images), self.step, self.settings)
+        x0 = self.data.images[torch.tensor(indices)]
+        labels = self.data.labels[torch.tensor(indices)]
+        dropout = self.settings.label_dropout
+        y, noise, t = torch_sit.draw(x0, labels, self.model.null_class, dropout, self.draws)
+        align = self.align if self.step % self.arm.every == 0 else None
+        cosine = torch.tensor(math.nan, device=self.device)
+        if self.half:
+            self.half.draw()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             prediction = self.model(torch_sit.PATH.add_noise(x0, noise, t), t, y)
             denoising = F.mse_loss(prediction, torch_sit.PATH.velocity(x0, noise, t))
-            total = denoising + self.align(x0, noise, t) if aligned else denoising
+            total = denoising
+            if align:
+                total = denoising + align(x0, noise, t)
+                cosine = align.metrics["cosine"]
         total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -179,136 +255,235 @@ class Run(torch_sit.Run):
             self.align.update()
         self.average.update_parameters(self.model)
         self.step += 1
-        cosine = self.align.metrics["cosine"] if aligned else torch.tensor(float("nan"), device=self.device)
         return denoising.detach(), cosine
 
 
 @functools.cache
-def load(arguments: tuple[str, ...]) -> common.Data:
+def load(arguments: Arguments) -> common.Images:
     return common.load_data(common.parse(torch_sit.PARSER, list(arguments)))
 
 
-def train(report: side_by_side.Report, group: str, name: str, seed: int, size: Size,
-          arguments: tuple[str, ...]) -> list[records.Row]:  # fmt: skip
+def train(
+    report: side_by_side.Report,
+    group: str,
+    name: str,
+    seed: int,
+    size: Size,
+    arguments: Arguments,
+) -> list[records.Row]:
     """All that is measured of one run."""
     settings = common.parse(torch_sit.PARSER, [*arguments, "--no-sra", "--seed", str(seed)])
-    run, judge = Run(load(arguments), settings, GROUPS[group][name]), _judge(arguments, *size.judge)
-    few, losses = _few(run.tensors, size), []
+    run = Run(load(arguments), settings, GROUPS[group][name])
+    judge = make_judge(arguments, size.judge_images, size.judge_epochs)
+    few = few_images(run.data, size)
+    recent: list[torch.Tensor] = []
     rows: list[records.Row] = []
     for step in range(1, settings.steps + 1):
-        losses.append(torch.stack(run.training_step()))
-        if step % size.steps[group][1] == 0:
+        recent.append(torch.stack(run.training_step()))
+        if step % size.lengths[group].losses_every == 0:
             report(step, "")
-            rows += _curves(run, torch.stack(losses).T.tolist(), few)
-            losses.clear()
-        if step % size.every == 0 or step == settings.steps:
+            rows += curves(run, torch.stack(recent), few)
+            recent.clear()
+        if step % size.measured_every == 0 or step == settings.steps:
             report(step, "measuring")
-            images, y = measures.samples(run.ema, run.tensors, size.samples, size.sampling_steps)
-            rows += checkpoint(run, few, judge, images, y)
+            images, y = measures.samples(run.ema, run.data, size.samples, size.sampling_steps)
+            rows += at_a_checkpoint(run, few, judge, images, y)
     if group == "core":
         rows += at_the_end(run, few, judge, images)
     if run.align and group != "ablations":
         plain = Run(load(arguments), settings, NONE)
-        seconds = measures.time_steps({"plain": plain, name: run}, turns=4)
-        rows.append((settings.steps, "time of a step", "", seconds[name] / seconds["plain"]))
+        steps = {"plain": plain.training_step, "aligned": run.training_step}
+        seconds = measures.time_steps(steps, turns=4)
+        ratio = seconds["aligned"] / seconds["plain"]
+        rows.append((settings.steps, "time of a step", "", ratio))
     return rows
 
 
-def _few(data: common.Data, size: Size) -> common.Data:
-    held_out = data.held_out_images[: size.held_out], data.held_out_labels[: size.held_out]
-    return common.Data(data.images[: size.probed], data.labels[: size.probed], *held_out, data.classes)
+def few_images(data: measures.Tensors, size: Size) -> measures.Tensors:
+    """The part of the data that is measured with."""
+    return common.Data(
+        data.images[: size.probed],
+        data.labels[: size.probed],
+        data.held_out_images[: size.held_out],
+        data.held_out_labels[: size.held_out],
+        data.classes,
+    )
 
 
-def _curves(run: Run, recent: list[list[float]], few: common.Data) -> list[records.Row]:
-    cosines = [value for value in recent[1] if value == value]
-    found = {"training loss": statistics.fmean(recent[0]), "held-out loss": measures.held_out_loss(run.ema, few)}
-    found |= {"cosine": statistics.fmean(cosines)} if cosines else {}
-    return [(run.step, metric, "", value) for metric, value in found.items()]
+@functools.cache
+def make_judge(arguments: Arguments, images: int, epochs: int) -> measures.Judge:
+    """One per process: trained alike in each, whatever the run."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = torch_sit.on_device(load(arguments), device)
+    few = data._replace(images=data.images[:images], labels=data.labels[:images])
+    return measures.Judge(few, epochs)
 
 
-def checkpoint(run: Run, few: common.Data, judge: measures.Judge, images: torch.Tensor, y: torch.Tensor) -> list[records.Row]:
+# --------------------------------------------------------------------------------------------------
+# What is measured
+
+
+def rows_of(step: int, found: dict[str, float]) -> list[records.Row]:
+    return [(step, metric, "", value) for metric, value in found.items()]
+
+
+def curves(run: Run, recent: torch.Tensor, few: measures.Tensors) -> list[records.Row]:
+    """Losses, and the cosine of student and teacher, over the last steps [steps, 2]."""
+    losses, all_cosines = recent.T.tolist()
+    cosines = [cosine for cosine in all_cosines if not math.isnan(cosine)]
+    found = {
+        "training loss": statistics.fmean(losses),
+        "held-out loss": measures.held_out_loss(run.ema, few),
+    }
+    if cosines:
+        found["cosine"] = statistics.fmean(cosines)
+    return rows_of(run.step, found)
+
+
+def at_a_checkpoint(
+    run: Run,
+    few: measures.Tensors,
+    judge: measures.Judge,
+    images: torch.Tensor,
+    y: torch.Tensor,
+) -> list[records.Row]:
     """A probe of the EMA, and what a judge says of its class-conditional samples."""
-    found = judge.opinion(images, y)
-    return [*_probed(run, "EMA", few, (0.5,)), *((run.step, metric, "", value) for metric, value in found.items())]
+    return [*probed(run, "EMA", few, [0.5]), *rows_of(run.step, judge.opinion(images, y))]
 
 
-def at_the_end(run: Run, few: common.Data, judge: measures.Judge, images: torch.Tensor) -> list[records.Row]:
-    """What is measured once: the EMA's probe at other times, the model's, signs of copying, and the real images' own scores."""
-    rows = [*_probed(run, "EMA", few, [time for time in TIMES if time != 0.5]), *_probed(run, "model", few, (0.5,))]
-    real, labels = run.tensors.held_out_images[: len(images)], run.tensors.held_out_labels[: len(images)]
-    found = {f"real: {metric}": value for metric, value in judge.opinion(real, labels).items()}
+def at_the_end(
+    run: Run, few: measures.Tensors, judge: measures.Judge, images: torch.Tensor
+) -> list[records.Row]:
+    """What is measured once: probes at other times and of the model, and copying.
+
+    Beside it the same of real images.
+    """
+    other_times = [time for time in TIMES if time != 0.5]
+    rows = [*probed(run, "EMA", few, other_times), *probed(run, "model", few, [0.5])]
+    real = run.data.held_out_images[: len(images)]
+    labels = run.data.held_out_labels[: len(images)]
+    opinion = judge.opinion(real, labels)
+    found = {f"real: {metric}": value for metric, value in opinion.items()}
     encoder = measures.encoder(run.device)
     for prefix, x in (("", images), ("real: ", real)):
         found[f"{prefix}nearest image"] = judge.nearest(x)
         if encoder:
-            features = (measures.encode(encoder, each) for each in (judge.data.images[: len(x)], x))
-            found[f"{prefix}KID, another encoder"] = measures.kernel_distance(*features)
-    return [*rows, *((run.step, metric, "", value) for metric, value in found.items())]
+            trained = measures.encode(encoder, judge.data.images[: len(x)])
+            distance = measures.kernel_distance(trained, measures.encode(encoder, x))
+            found[f"{prefix}KID, another encoder"] = distance
+    return [*rows, *rows_of(run.step, found)]
 
 
-def _probed(run: Run, of: str, few: common.Data, times: Sequence[float]) -> list[records.Row]:
-    accuracies = measures.probe(run.model if of == "model" else run.ema, few, times)
-    return [(run.step, f"probe of the {of}", f"block {n} t {time}", value)
-            for time, values in accuracies.items() for n, value in enumerate(values, 1)]  # fmt: skip
+def probed(run: Run, of: str, few: measures.Tensors, times: Sequence[float]) -> list[records.Row]:
+    """The probe's accuracy after each block, of the "EMA" or of the "model"."""
+    model = run.model if of == "model" else run.ema
+    rows: list[records.Row] = []
+    for time, accuracies in measures.probe(model, few, times).items():
+        for block, value in enumerate(accuracies, 1):
+            rows.append((run.step, f"probe of the {of}", f"block {block} t {time}", value))
+    return rows
 
 
-@functools.cache
-def _judge(arguments: tuple[str, ...], images: int, epochs: int) -> measures.Judge:
-    """One per process: trained alike in each, whatever the run."""
-    data, device = load(arguments), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    held_out = torch_sit.tensors(data.held_out_images, data.held_out_labels, device)
-    few = torch_sit.tensors(data.images[:images], data.labels[:images], device)
-    return measures.Judge(common.Data(*few, *held_out, data.classes), epochs)
+# --------------------------------------------------------------------------------------------------
+# All the runs
 
 
-# ------------------------------------------------------------------------------------------------------------- all the runs
-
-
-def run_missing(group: str, file: Path, seeds: list[int], size: Size, arguments: tuple[str, ...], workers: int) -> None:
+def run_missing(
+    group: str, file: Path, seeds: list[int], size: Size, arguments: Arguments, workers: int
+) -> None:
+    """Run what the file does not have yet, and keep it there."""
     done = {(arm, seed) for arm, seed, *_ in records.read(file)}
-    jobs = {f"{name}, seed {seed}": (group, name, seed, size, arguments)
-            for name in GROUPS[group] for seed in seeds if (name, seed) not in done}  # fmt: skip
+    all_runs = [(name, seed) for name in GROUPS[group] for seed in seeds]
+    missing = {f"{name}, seed {seed}": (name, seed) for name, seed in all_runs}
+    jobs = {
+        job: (group, name, seed, size, arguments)
+        for job, (name, seed) in missing.items()
+        if (name, seed) not in done
+    }
+
+    def keep(job: str, rows: list[records.Row]) -> None:
+        name, seed = missing[job]
+        records.keep(file, name, seed, rows)
+
     if jobs:
         steps = common.parse(torch_sit.PARSER, list(arguments)).steps
-        side_by_side.train_all(train, jobs, steps, workers, lambda job, rows: records.keep(file, *jobs[job][1:3], rows))
+        side_by_side.train_all(train, jobs, steps, workers, keep)
 
 
-def describe(group: str, file: Path, size: Size, arguments: tuple[str, ...]) -> None:
-    """Beside the results: what they come from. Runs of other lengths or sizes are no part of them."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
-    measured = {name: value for name, value in size._asdict().items() if name not in ("arguments", "steps")}
-    found = {"command": " ".join(["python studies/study.py", *sys.argv[1:]]), "training": " ".join(arguments),
-             "selfalign": selfalign.__version__, "torch": torch.__version__, "python": platform.python_version(),
-             "machine": device, "arms": [*GROUPS[group]], "measured": measured}  # fmt: skip
+def describe(group: str, file: Path, size: Size, arguments: Arguments) -> None:
+    """Beside the results: what they come from. Runs of other lengths or sizes are refused."""
+    training = " ".join(arguments)
     about = file.with_suffix(".json")
-    if file.exists() and (begun := json.loads(about.read_text())["training"]) != found["training"]:
-        raise ValueError(f"A study goes on with the settings it began with. Received: {found['training']}, for {file}, "
-                         f"whose runs are of {begun}. Repeat those, or give another folder with --results.")  # fmt: skip
+    if file.exists():
+        begun = json.loads(about.read_text())["training"]
+        if begun != training:
+            raise ValueError(
+                "A study goes on with the settings it began with. "
+                f"Received: {training}, for {file}, whose runs are of {begun}. "
+                "Repeat those, or give another folder with --results."
+            )
+    found = {
+        "command": " ".join(["python studies/study.py", *sys.argv[1:]]),
+        "training": training,
+        "selfalign": selfalign.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": machine(),
+        "arms": [*GROUPS[group]],
+        "measured": measured(size),
+    }
     about.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def main() -> None:
+def machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def measured(size: Size) -> dict[str, Any]:
+    """How much is measured, as the files' descriptions have it."""
+    return {
+        "every": size.measured_every,
+        "samples": size.samples,
+        "held_out": size.held_out,
+        "judge": [size.judge_images, size.judge_epochs],
+        "probed": size.probed,
+        "sampling_steps": size.sampling_steps,
+    }
+
+
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.Formatter)
-    parser.add_argument("group", choices=GROUPS)
-    parser.add_argument("--data", default="digits", help="digits, fashion-mnist, or a folder of images")
-    parser.add_argument("--data-dir", default="/usr/share/datasets/fashion-mnist", help="where Fashion-MNIST's .gz files lie")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
-    parser.add_argument("--steps", type=int, help="optimizer steps of a run (default: by data and group)")
+    add = parser.add_argument
+    add("group", choices=GROUPS)
+    add("--data", default="digits", help="digits, fashion-mnist, or a folder of images")
+    add(
+        "--data-dir",
+        default="/usr/share/datasets/fashion-mnist",
+        help="where Fashion-MNIST's .gz files lie",
+    )
+    add("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    add("--steps", type=int, help="optimizer steps of a run (default: by data and group)")
     workers = 1 if torch.cuda.is_available() else os.cpu_count()
-    parser.add_argument("--workers", type=int, default=workers, help="runs at a time")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
-    settings = parser.parse_args()
+    add("--workers", type=int, default=workers, help="runs at a time")
+    add("--results", type=Path, default=RESULTS, help="folder of the CSV files")
+    return parser
+
+
+def main() -> None:
+    settings = command_line().parse_args()
+    group = settings.group
     size = SIZES.get(settings.data, SIZES["folder"])
-    steps = settings.steps or size.steps[settings.group][0]
-    arguments = ("--data", settings.data, *size.arguments.split(), "--steps", str(steps))
-    file = settings.results / f"{Path(settings.data).name}-{settings.group}.csv"
+    steps = settings.steps or size.lengths[group].steps
+    training = ("--data", settings.data, *size.arguments.split(), "--steps", str(steps))
+    arguments = (*training, "--data-dir", settings.data_dir)
+    file = settings.results / f"{Path(settings.data).name}-{group}.csv"
     settings.results.mkdir(parents=True, exist_ok=True)
-    try:
-        load((*arguments, "--data-dir", settings.data_dir))
-        describe(settings.group, file, size, arguments)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    run_missing(settings.group, file, settings.seeds, size, (*arguments, "--data-dir", settings.data_dir), settings.workers)
+    with common.errors_as_sentences():
+        load(arguments)
+        describe(group, file, size, training)
+    run_missing(group, file, settings.seeds, size, arguments, settings.workers)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,11 @@ def call_in_thousandths():
 
 
 def diffusers_call():
-    return {"hidden_states": torch.randn(2, 4, 8, 8), "timestep": torch.tensor([3, 500]), "class_labels": torch.tensor([1, 2])}
+    return {
+        "hidden_states": torch.randn(2, 4, 8, 8),
+        "timestep": torch.tensor([3, 500]),
+        "class_labels": torch.tensor([1, 2]),
+    }
 
 
 def lone_sample():

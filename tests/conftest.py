@@ -1,39 +1,85 @@
-"""The suite runs once per backend: `KERAS_BACKEND=torch pytest tests`, and the same with jax and numpy."""
+"""The suite runs once per backend: `KERAS_BACKEND=torch pytest tests`, then with jax and numpy.
+
+Without KERAS_BACKEND one is chosen, and the header says which.
+"""
 
 import importlib
+import importlib.util
 import os
 import re
+from pathlib import Path
 
 import hypothesis
 import pytest
 
-BACKENDS = ("numpy", "torch", "jax")
+BACKENDS = ("torch", "jax", "numpy")
+ADAPTERS = {"torch": ("minimal", "torch", "keras"), "jax": ("jax", "keras"), "numpy": ()}
+FOLDER = Path(__file__).parent / "adapters"
 
 
 def pytest_configure(config):
-    backend = os.environ.get("KERAS_BACKEND")
+    asked = os.environ.get("KERAS_BACKEND")
+    backend = asked or chosen_backend(config.args)
+    config.stash[CHOSEN] = f"selfalign: Keras backend {backend}, " + (
+        "by KERAS_BACKEND" if asked else "chosen: KERAS_BACKEND is not set"
+    )
     if backend not in BACKENDS:
         raise pytest.UsageError(
-            f"The suite runs once per backend, which KERAS_BACKEND names: one of {', '.join(BACKENDS)}. "
-            f"Received: KERAS_BACKEND={backend!r}. Run for instance: KERAS_BACKEND=torch pytest tests"
+            "KERAS_BACKEND must name a backend that the suite knows, one of "
+            f"{', '.join(BACKENDS)}. Received: KERAS_BACKEND={backend!r}. Run for instance: "
+            "KERAS_BACKEND=torch pytest tests"
         )
+    os.environ["KERAS_BACKEND"] = backend
+    import_backend(backend)
+    config.addinivalue_line(
+        "markers", "only(*backends): the law makes sense on these backends alone"
+    )
+
+
+CHOSEN = pytest.StashKey[str]()
+
+
+def chosen_backend(paths):
+    """The framework of the adapter whose tests are asked for; else the first that is installed."""
+    named = [n for n in ("torch", "jax") if any(f"adapters/{n}" in path for path in paths)]
+    if len(named) == 1:
+        return named[0]
+    return next((n for n in ("torch", "jax") if importlib.util.find_spec(n)), "numpy")
+
+
+def import_backend(backend):
+    """A backend that was asked for and is missing is an error: nothing is ever skipped."""
     try:
         framework = importlib.import_module(backend)
         if backend == "jax":
-            framework.config.update("jax_num_cpu_devices", 8)  # for the tests of sharding; arrays go to the first unless told
+            # for the tests of sharding; arrays go to the first device unless told
+            framework.config.update("jax_num_cpu_devices", 8)
         importlib.import_module("keras")
     except ImportError as error:
         raise pytest.UsageError(
-            f"KERAS_BACKEND={backend} was asked for and cannot be imported. Received: {error}. "
-            'Install the package with its development extras: pip install -e ".[dev]"'
+            f"The backend {backend} must be installed. Received: {error}. Install the package "
+            'with its development extras: pip install -e ".[dev]"'
         ) from error
-    config.addinivalue_line("markers", "only(*backends): the law makes sense on these backends alone")
+
+
+def pytest_report_header(config):
+    return config.stash[CHOSEN]
+
+
+def pytest_ignore_collect(collection_path):
+    """The tests of an adapter that does not run on this backend are not there; None: no opinion."""
+    if not collection_path.is_relative_to(FOLDER) or collection_path == FOLDER:
+        return None
+    adapter = collection_path.relative_to(FOLDER).parts[0]
+    known = adapter in ("minimal", "torch", "jax", "keras")
+    return True if known and adapter not in ADAPTERS[os.environ["KERAS_BACKEND"]] else None
 
 
 def pytest_collection_modifyitems(config, items):
     """A test marked `only` does not exist on the other backends; nothing is ever skipped."""
     backend = os.environ["KERAS_BACKEND"]
-    here, elsewhere = [], []
+    here = []
+    elsewhere = []
     for item in items:
         marker = item.get_closest_marker("only")
         (elsewhere if marker and backend not in marker.args else here).append(item)
@@ -42,12 +88,19 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=elsewhere)
 
 
+# The table of models in the docs
+
 TABLE = "docs/models.md"
-CELL = re.compile(r"test_torch_families\.py::test_(\w+)\[(\w+)\]")
+CELL = re.compile(r"adapters/torch/test_\w*families\.py::test_(\w+)\[(\w+)\]")
+COLUMNS = ["attach", "forward", "backward", "update", "compile", "checkpointing", "state_dict"]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--write-models", action="store_true", help=f"write what test_torch_families.py found into {TABLE}")
+    parser.addoption(
+        "--write-models",
+        action="store_true",
+        help=f"write what the tests of model families found into {TABLE}",
+    )
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -59,16 +112,27 @@ def pytest_terminal_summary(terminalreporter, config):
         for report in terminalreporter.stats.get(outcome, ()):
             if found := CELL.search(report.nodeid):
                 cells.setdefault(found[2], {})[found[1]] = mark
-    columns = ["attach", "forward", "backward", "update", "compile", "checkpointing", "state_dict"]
     file = config.rootpath / TABLE
     head, _, rest = file.read_text().partition("<!-- table -->\n")
     _, _, tail = rest.partition("<!-- end -->\n")
-    lines = [f"| model | {' | '.join(c.replace('_', ' ') for c in columns)} |", "| --- |" + " --- |" * len(columns)]
-    lines += [f"| `{name}` | {' | '.join(row[c] for c in columns)} |" for name, row in sorted(cells.items())]
-    file.write_text(f"{head}<!-- table -->\n" + "\n".join(lines) + f"\n<!-- end -->\n{tail}")
+    table = "\n".join(table_of_models(cells))
+    file.write_text(f"{head}<!-- table -->\n{table}\n<!-- end -->\n{tail}")
     terminalreporter.write_line(f"{len(cells)} models written into {file}")
 
 
-hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=30, database=None)
-hypothesis.settings.register_profile("search", deadline=None, max_examples=500)  # HYPOTHESIS_PROFILE=search: look for more
+def table_of_models(cells):
+    """The lines of the table, in Markdown."""
+    titles = " | ".join(column.replace("_", " ") for column in COLUMNS)
+    yield f"| model | {titles} |"
+    yield "| --- |" + " --- |" * len(COLUMNS)
+    for name, row in sorted(cells.items()):
+        yield f"| `{name}` | {' | '.join(row[column] for column in COLUMNS)} |"
+
+
+# How hard hypothesis looks; HYPOTHESIS_PROFILE=search looks for more
+
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize=True, max_examples=30, database=None
+)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))

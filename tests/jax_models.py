@@ -1,4 +1,4 @@
-"""Small transformers in the shapes in which JAX users bring them, and one as a plain function of NumPy or JAX arrays."""
+"""Small transformers as JAX users have them, and one as a plain function of arrays."""
 
 import equinox as eqx
 import flax.linen as nn
@@ -15,16 +15,33 @@ DEPTH, WIDTH, CHANNELS = 6, 16, 4
 def make_params(seed=0, depth=DEPTH, width=WIDTH, channels=CHANNELS, dtype="float32"):
     """Parameters as NumPy arrays, by torch's names."""
     rng = np.random.default_rng(seed)
-    shapes = {"x_embedder": (width, channels), "t_embedder.0": (width, 2), "t_embedder.2": (width, width)}
+    shapes = {
+        "x_embedder": (width, channels),
+        "t_embedder.0": (width, 2),
+        "t_embedder.2": (width, width),
+    }
     for i in range(depth):
         block = {"qkv": 3, "proj": 1, "mlp.0": 4, "modulation": 2}
         shapes |= {f"blocks.{i}.{name}": (factor * width, width) for name, factor in block.items()}
         shapes[f"blocks.{i}.mlp.2"] = (width, 4 * width)
     shapes["final_layer"] = (channels, width)
-    params = {f"{name}.weight": rng.normal(size=shape) / np.sqrt(shape[1]) for name, shape in shapes.items()}
+    params = {
+        f"{name}.weight": rng.normal(size=shape) / np.sqrt(shape[1])
+        for name, shape in shapes.items()
+    }
     params |= {f"{name}.bias": 0.1 * rng.normal(size=shape[0]) for name, shape in shapes.items()}
     params["y_embedder.embedding_table.weight"] = rng.normal(size=(11, width))
     return {name: value.astype(dtype) for name, value in params.items()}
+
+
+def moved(params, by=0.01):
+    """Parameters of a student that has moved away from its teacher."""
+
+    def move(leaf):
+        wave = np.sin(np.arange(leaf.size, dtype=leaf.dtype))
+        return jnp.asarray(np.asarray(leaf) + by * wave.reshape(leaf.shape), leaf.dtype)
+
+    return jax.tree.map(move, params)
 
 
 def forward(params, x, t, y, xp=jnp):
@@ -45,17 +62,20 @@ def forward(params, x, t, y, xp=jnp):
         return weights / weights.sum(-1, keepdims=True)
 
     def attention(name, inputs):
-        q, k, v = xp.moveaxis(
-            linear(f"{name}.qkv", inputs).reshape(*inputs.shape[:2], 3, 2, -1), (2, 3), (0, 2)
-        )  # [B, 2, N, d]
+        heads = linear(f"{name}.qkv", inputs).reshape(*inputs.shape[:2], 3, 2, -1)
+        q, k, v = xp.moveaxis(heads, (2, 3), (0, 2))  # each [B, 2, N, d]
         mixed = softmax(q @ xp.swapaxes(k, -1, -2) / q.shape[-1] ** 0.5) @ v
         return linear(f"{name}.proj", xp.swapaxes(mixed, 1, 2).reshape(inputs.shape))
 
-    time = linear("t_embedder.2", silu(linear("t_embedder.0", xp.stack([xp.cos(t), xp.sin(t)], -1))))
-    x, c = linear("x_embedder", x), time + params["y_embedder.embedding_table.weight"][y]
+    waves = xp.stack([xp.cos(t), xp.sin(t)], -1)
+    time = linear("t_embedder.2", silu(linear("t_embedder.0", waves)))
+    condition = time + params["y_embedder.embedding_table.weight"][y]
+    x = linear("x_embedder", x)
+    depth = sum(name.endswith("qkv.bias") for name in params)
     features = []
-    for i in range(sum(name.endswith("qkv.bias") for name in params)):
-        shift, scale = xp.split(linear(f"blocks.{i}.modulation", c)[:, None], 2, axis=-1)
+    for i in range(depth):
+        modulation = linear(f"blocks.{i}.modulation", condition)[:, None]
+        shift, scale = xp.split(modulation, 2, axis=-1)
         x = x + attention(f"blocks.{i}", norm(x) * (1 + scale) + shift)
         x = x + linear(f"blocks.{i}.mlp.2", _gelu(linear(f"blocks.{i}.mlp.0", norm(x)), xp))
         features.append(x)
@@ -74,10 +94,12 @@ def make_batch(size=4, tokens=5, channels=CHANNELS, seed=0):
     """x0, noise, t, y for the models here."""
     rng = np.random.default_rng(seed)
     x0, noise = (rng.normal(size=(size, tokens, channels)).astype("float32") for _ in range(2))
-    return tuple(map(jnp.asarray, (x0, noise, rng.random(size, "float32"), rng.integers(0, 10, size))))
+    t = rng.random(size, "float32")
+    y = rng.integers(0, 10, size)
+    return tuple(jnp.asarray(part) for part in (x0, noise, t, y))
 
 
-# Three libraries, three habits. Each model takes x [B, N, C], t [B], y [B], and none of them knows of SRA.
+# The same in three libraries. Each takes x [B, N, C], t [B], y [B]; none of them knows of SRA.
 
 
 class NnxBlock(nnx.Module):
@@ -100,7 +122,8 @@ class NnxModel(nnx.Module):
         x = self.embed(x) + (self.labels(y) + t[:, None])[:, None]
         for i, block in enumerate(self.blocks):
             x = block(x)
-            self.sow(nnx.Intermediate, f"tokens_{i}", x)  # for the test of sow; capture needs no such line
+            # for the test of sow; capture needs no such line
+            self.sow(nnx.Intermediate, f"tokens_{i}", x)
         return self.head(x)
 
 
@@ -130,14 +153,22 @@ class LinenScanBody(nn.Module):
 
 
 class LinenScannedModel(nn.Module):
-    """Blocks under nn.scan: one set of parameters with the depth as first axis. Returns all blocks' outputs [L, B, N, D]."""
+    """Blocks under nn.scan: parameters with the depth as their first axis.
+
+    Returns the prediction and all blocks' outputs [L, B, N, D].
+    """
 
     depth: int = DEPTH
 
     @nn.compact
     def __call__(self, x, t, y):
         x = nn.Dense(WIDTH)(x) + (nn.Embed(11, WIDTH)(y) + t[:, None])[:, None]
-        body = nn.scan(LinenScanBody, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth)
+        body = nn.scan(
+            LinenScanBody,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.depth,
+        )
         x, features = body(name="blocks")(x, None)
         return nn.Dense(CHANNELS)(x), features
 

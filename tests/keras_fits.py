@@ -12,11 +12,18 @@ def weights(model):
 
 
 def same(a, b):
+    """Whether two models have the same weights, bit for bit."""
     return all(np.array_equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
 
 
-def trained(backbone, loss, data, epochs=1, optimizer=None, compile_options=None, **options):
+def compiled(backbone, loss, optimizer=None, **options):
+    """A SelfAligned model that is ready to fit."""
     model = SelfAligned(backbone, loss, seed=1, **options)
-    model.compile(optimizer=optimizer or keras.optimizers.AdamW(1e-2), **(compile_options or {}))
-    history = model.fit(*data, batch_size=8, epochs=epochs, verbose=0, shuffle=False)
-    return model, history.history
+    model.compile(optimizer=optimizer or keras.optimizers.SGD(0.1))
+    return model
+
+
+def fitted(model, data, epochs=1, batch_size=8):
+    """The history of a short fit."""
+    options = {"batch_size": batch_size, "epochs": epochs, "verbose": 0, "shuffle": False}
+    return model.fit(*data, **options).history

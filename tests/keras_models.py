@@ -10,7 +10,10 @@ WIDTH, CHANNELS, TOKENS, DEPTH = 16, 4, 5, 6
 
 @keras.saving.register_keras_serializable(package="tests")
 class Block(layers.Layer):
-    """A block of the user's own: x + tanh(Dense(x) + condition). Keeps a list of the names that ran, for a test."""
+    """A block of the user's own: x + tanh(Dense(x) + condition).
+
+    It keeps a list of the names that ran, for a test.
+    """
 
     ran: ClassVar[list[str]] = []
 
@@ -37,25 +40,36 @@ class PairBlock(Block):
         return ops.ones_like(x[:, :1]), super().call(x, condition)
 
 
-def _condition(t, y):
-    return layers.Reshape((1, WIDTH))(
-        layers.Add()([layers.Embedding(11, WIDTH)(y), layers.Dense(WIDTH)(layers.Reshape((1,))(t))])
-    )
-
-
 def functional(block=None, depth=DEPTH, name=None):
-    """(x [B, 5, 4], t [B], y [B]) -> [B, 5, 4]; plain keras.layers with blocks named block_1 ... unless `block` is a class."""
-    x, t, y = keras.Input((TOKENS, CHANNELS)), keras.Input(()), keras.Input((), dtype="int32")
-    condition = _condition(t, y)
+    """(x [B, 5, 4], t [B], y [B]) -> [B, 5, 4].
+
+    Plain keras.layers with blocks named block_1 ..., unless `block` is a class.
+    """
+    x = keras.Input((TOKENS, CHANNELS))
+    t = keras.Input(())
+    y = keras.Input((), dtype="int32")
+    labels = layers.Embedding(11, WIDTH)(y)
+    time = layers.Dense(WIDTH)(layers.Reshape((1,))(t))
+    condition = layers.Reshape((1, WIDTH))(layers.Add()([labels, time]))
     tokens = layers.Dense(WIDTH)(x)
     for n in range(1, depth + 1):
         if block is None:
-            hidden = layers.Dense(WIDTH, "tanh")(layers.LayerNormalization()(tokens + condition))
+            hidden = layers.Dense(WIDTH, "tanh")(tokens + condition)
             tokens = layers.Add(name=f"block_{n}")([tokens, hidden])
         else:
-            tokens = block(WIDTH, name=f"{name}_{n}" if name else None)(tokens, condition)
-            tokens = tokens[1] if isinstance(tokens, (list, tuple)) else tokens
+            output = block(WIDTH, name=f"{name}_{n}" if name else None)(tokens, condition)
+            tokens = output[1] if isinstance(output, (list, tuple)) else output
     return keras.Model([x, t, y], layers.Dense(CHANNELS)(tokens))
+
+
+def unconditional(depth=3, width=8, names="block_{}", **options):
+    """(x [B, 5, 4], t [B]) -> [B, 5, 4]; `options` are those of the blocks, Dense layers."""
+    x = keras.Input((TOKENS, CHANNELS))
+    t = keras.Input(())
+    tokens = x + layers.Reshape((1, 1))(t)
+    for n in range(1, depth + 1):
+        tokens = layers.Dense(width, "tanh", name=names.format(n), **options)(tokens)
+    return keras.Model([x, t], layers.Dense(CHANNELS)(tokens))
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -65,7 +79,9 @@ class Subclassed(keras.Model):
     def __init__(self, depth=DEPTH, **options):
         super().__init__(**options)
         self.depth = depth
-        self.embed, self.head, self.labels = layers.Dense(WIDTH), layers.Dense(CHANNELS), layers.Embedding(11, WIDTH)
+        self.embed = layers.Dense(WIDTH)
+        self.head = layers.Dense(CHANNELS)
+        self.labels = layers.Embedding(11, WIDTH)
         self.blocks = [layers.Dense(WIDTH, "tanh") for _ in range(depth)]
 
     def build(self, shapes):
@@ -88,7 +104,8 @@ class Subclassed(keras.Model):
         return {"depth": self.depth}
 
 
-def subclassed(**options):
-    model = Subclassed(**options)
+def subclassed(kind=Subclassed, **options):
+    """A subclassed backbone that is built; `kind` is a class with another behaviour."""
+    model = kind(**options)
     model.build([(None, TOKENS, CHANNELS), (None,), (None,)])
     return model

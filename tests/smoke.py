@@ -1,4 +1,4 @@
-"""Run by .ci/run against the installed wheel, from another directory: the README's loop, as a user would paste it."""
+"""The README's loop as a user would paste it: .ci/run runs it against the installed wheel."""
 
 from pathlib import Path
 
@@ -23,9 +23,15 @@ class Model(nn.Module):
 
 root = Path(selfalign.__file__).parent
 if "site-packages" not in str(root):
-    raise SystemExit(f"The wheel must be under test. Received: selfalign from {root}. Run this from another directory.")
+    raise SystemExit(
+        f"The wheel must be under test. Received: selfalign from {root}. Run this from another "
+        "directory."
+    )
 if not (root / "py.typed").exists():
-    raise SystemExit(f"The wheel must hold py.typed. Received: none in {root}. See package-data in pyproject.toml.")
+    raise SystemExit(
+        f"The wheel must hold py.typed. Received: none in {root}. See package-data in "
+        "pyproject.toml."
+    )
 
 torch.manual_seed(0)
 model = Model()
@@ -42,5 +48,8 @@ for _ in range(30):
     align.update()
     terms.append(term.item())
 if not terms[-1] < terms[0]:
-    raise SystemExit(f"The term must fall in training. Received: {terms[0]} at first, {terms[-1]} at last.")
-print(f"selfalign {selfalign.__version__} from the wheel: the term fell from {terms[0]:.3f} to {terms[-1]:.3f}")
+    raise SystemExit(
+        f"The term must fall in training. Received: {terms[0]} at first, {terms[-1]} at last."
+    )
+fall = f"the term fell from {terms[0]:.3f} to {terms[-1]:.3f}"
+print(f"selfalign {selfalign.__version__} from the wheel: {fall}")

@@ -1,4 +1,4 @@
-"""What the tests share: the backend under test, its tensors, and the paths beside their oracles."""
+"""What the tests share: the backend under test, its tensors, the paths beside their oracles."""
 
 import os
 
@@ -10,7 +10,14 @@ from hypothesis.extra import numpy as hnp
 from selfalign import paths
 
 BACKEND = os.environ.get("KERAS_BACKEND", "")
-FLOATS = ["float16", "bfloat16", "float32"] + ["float64"] * (BACKEND != "jax")  # JAX's default has no 64 bits
+MODULES = {
+    "numpy": ("numpy", "ml_dtypes"),
+    "torch": ("torch",),
+    "jax": ("jax", "jaxlib"),
+}
+FLOATS = ["float16", "bfloat16", "float32"]
+if BACKEND != "jax":  # JAX's default has no 64 bits
+    FLOATS.append("float64")
 INTEGERS = {
     "numpy": ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"],
     "torch": ["int8", "uint8", "int16", "int32", "int64"],
@@ -27,6 +34,8 @@ PATHS = {
 }
 CONTINUOUS = [name for name in PATHS if name != "discrete"]
 UNIT_TIME = [name for name in CONTINUOUS if name != "edm"]
+
+# Tensors
 
 
 def tensor(value, dtype=None):
@@ -66,14 +75,18 @@ def dtype_of(value):
     return str(value.dtype).removeprefix("torch.")
 
 
+def framework(value):
+    """The package that the type of `value` comes from."""
+    return type(value).__module__.partition(".")[0]
+
+
 def is_tensor(value):
-    """Whether `value` is a tensor of the backend under test (NumPy's scalars count as arrays)."""
-    module = type(value).__module__.partition(".")[0]
-    return module in {"numpy": ("numpy", "ml_dtypes"), "torch": ("torch",), "jax": ("jax", "jaxlib")}[BACKEND]
+    """Whether `value` is a tensor of the backend under test; NumPy's scalars count as arrays."""
+    return framework(value) in MODULES[BACKEND]
 
 
 def gradients(function, *inputs):
-    """d function / d input for each of `inputs` (NumPy), by the framework; None where it knows of no dependence."""
+    """d function / d input for each NumPy input; None where the framework sees no dependence."""
     if BACKEND == "torch":
         import torch
 
@@ -82,11 +95,16 @@ def gradients(function, *inputs):
         return [None if g is None else array(g) for g in found]
     import jax
 
-    return [array(g) for g in jax.grad(function, argnums=tuple(range(len(inputs))))(*map(tensor, inputs))]
+    places = tuple(range(len(inputs)))
+    return [array(g) for g in jax.grad(function, argnums=places)(*map(tensor, inputs))]
+
+
+# What hypothesis draws
 
 
 def floats(low, high):
-    low, high = float(np.float32(low)), float(np.float32(high))
+    low = float(np.float32(low))
+    high = float(np.float32(high))
     return st.floats(low, high, width=32, allow_subnormal=False)
 
 
@@ -94,13 +112,16 @@ def vectors(low, high, size=8):
     return hnp.arrays("float32", (size,), elements=floats(low, high))
 
 
+def token_arrays(shape, low=-100, high=100):
+    return hnp.arrays("float32", shape, elements=floats(low, high))
+
+
 draws = vectors(0, 0.9999999403953552)  # the largest float32 below 1
 generators = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 # few shapes, because JAX compiles each anew; values as awkward as hypothesis likes
-tokens = st.sampled_from([(1, 1, 1), (2, 3, 4)]).flatmap(lambda s: hnp.arrays("float32", s, elements=floats(-100, 100)))
-token_pairs = st.sampled_from([(1, 1, 1), (2, 3, 4)]).flatmap(
-    lambda s: st.tuples(*[hnp.arrays("float32", s, elements=floats(-100, 100))] * 2)
-)
+shapes = st.sampled_from([(1, 1, 1), (2, 3, 4)])
+tokens = shapes.flatmap(token_arrays)
+token_pairs = shapes.flatmap(lambda s: st.tuples(token_arrays(s), token_arrays(s)))
 
 
 def times(name):

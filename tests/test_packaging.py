@@ -15,14 +15,15 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):
+    """A folder with the wheel and the source archive of the tree as it is."""
     out = tmp_path_factory.mktemp("dist")
     source = out / "source"
-    files = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    for name in files.stdout.split():
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes((ROOT / name).read_bytes())
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    files = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in files.stdout.splitlines():
+        if (ROOT / name).is_file():  # a file that is removed may still be in the index
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -30,9 +31,19 @@ def dist(tmp_path_factory):
 
 
 def modules():
-    core = {f"selfalign/{path.name}" for path in (ROOT / "selfalign").iterdir() if path.suffix in (".py", ".typed")}
-    core |= {f"selfalign/diagnostics/{path.name}" for path in (ROOT / "selfalign" / "diagnostics").glob("*.py")}
-    return core | {f"selfalign/adapters/{path.name}" for path in (ROOT / "adapters").glob("*.py")}
+    """The files of the package, by their places in the wheel."""
+    core = [path for path in (ROOT / "selfalign").rglob("*") if path.suffix in (".py", ".typed")]
+    found = {str(path.relative_to(ROOT)) for path in core}
+    for path in (ROOT / "adapters").rglob("*.py"):
+        found.add(f"selfalign/{path.relative_to(ROOT)}")
+    return found
+
+
+def test_every_folder_of_the_package_is_found():
+    folders = {str(Path(name).parent) for name in modules()}
+    wanted = {"selfalign", *(f"selfalign/{name}" for name in ("cli", "diagnostics", "objectives"))}
+    assert wanted <= folders
+    assert {f"selfalign/adapters/{name}" for name in ("torch", "jax", "keras")} <= folders
 
 
 def test_wheel_holds_exactly_the_package(dist):
@@ -63,20 +74,36 @@ def test_adapters_refuse_their_bare_name():
     assert "must be imported by their full name. Received: import of 'adapters'" in done.stderr
 
 
+# What `make test` runs
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+ONCE = re.search(r"^ONCE := (.*)$", MAKEFILE, re.M)[1]
+RUNS = re.findall(r"^test-(\w+):.*\n\tKERAS_BACKEND=\1 \$\(PYTEST\) (.*)$", MAKEFILE, re.M)
+ADAPTERS = {"numpy": (), "torch": ("minimal", "torch", "keras"), "jax": ("jax", "keras")}
+
+
+def collected(backend, arguments):
+    """The files that pytest collects with the arguments of a target."""
+    given = arguments.replace("$(ONCE)", ONCE).split()
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", *given]
+    environment = os.environ | {"KERAS_BACKEND": backend}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("tests/")]
+    return {line.rpartition(":")[0] for line in lines}
+
+
 def test_make_test_runs_every_file_on_the_backends_it_is_for():
-    """What the Makefile hands to pytest, collected: a path that is ignored by mistake would be green."""
-    makefile = (ROOT / "Makefile").read_text()
-    once = re.search(r"^ONCE := (.*)$", makefile, re.M)[1]
-    collected = {}
-    for backend, arguments in re.findall(r"^test-(\w+):.*\n\tKERAS_BACKEND=\1 \$\(PYTEST\) (.*)$", makefile, re.M):
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", *arguments.replace("$(ONCE)", once).split()]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"KERAS_BACKEND": backend}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        collected[backend] = {line.rpartition(":")[0] for line in done.stdout.splitlines() if line.startswith("tests/")}
+    """A path that is ignored by mistake would be green."""
+    found = {backend: collected(backend, arguments) for backend, arguments in RUNS}
+    assert set(found) == set(ADAPTERS)
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
-    core = {file for file in files if not file.startswith("tests/adapters/")} - set(once.split())
-    for backend, adapters in {"numpy": (), "torch": ("torch", "keras"), "jax": ("jax", "keras")}.items():
-        of_adapters = {file for file in files if file.startswith(tuple(f"tests/adapters/{name}/" for name in adapters))}
-        missing = (core | of_adapters) - collected[backend]  # but for those whose tests are all marked for another backend
-        assert [file for file in missing if "pytest.mark.only(" not in (ROOT / file).read_text()] == [], backend
-    assert set.union(*collected.values()) == files
+    core = {file for file in files if not file.startswith("tests/adapters/")} - set(ONCE.split())
+    for backend, adapters in ADAPTERS.items():
+        folders = tuple(f"tests/adapters/{name}/" for name in adapters)
+        wanted = core | {file for file in files if folders and file.startswith(folders)}
+        missing = wanted - found[backend]
+        # but for those whose tests are all marked for another backend
+        unmarked = [f for f in missing if "pytest.mark.only(" not in (ROOT / f).read_text()]
+        assert unmarked == [], backend
+    assert set.union(*found.values()) == files

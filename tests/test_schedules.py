@@ -7,7 +7,7 @@ import oracle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import BACKEND, INTEGERS, array, dtype_of, tensor
+from support import INTEGERS, array, dtype_of, is_tensor, tensor
 
 from selfalign import schedules
 from selfalign.schedules import Constant, DecayWarmup, Every, PaperDecay, Product, Stop, Warmup
@@ -27,7 +27,8 @@ steps = st.integers(0, 1_000_000)
 
 
 @pytest.mark.parametrize(
-    ("epoch", "weight"), [(0, 0.2), (149, 0.2), (150, 0.19954), (200, 0.17784), (400, 0.11221), (800, 0.04467)]
+    ("epoch", "weight"),
+    [(0, 0.2), (149, 0.2), (150, 0.19954), (200, 0.17784), (400, 0.11221), (800, 0.04467)],
 )
 def test_the_papers_weight_at_256_pixels(epoch, weight):
     schedule = 0.2 * PaperDecay(steps_per_epoch=5004)
@@ -40,10 +41,13 @@ def test_the_papers_weight_at_256_pixels(epoch, weight):
 def test_the_papers_decay(epoch, resolution, base):
     flat, decade = {256: (149, 1000), 512: (99, 800)}[resolution]
     schedule = base * PaperDecay(7, flat, decade)
-    np.testing.assert_allclose(schedule(7 * epoch), oracle.paper_weight(base, epoch, resolution), rtol=1e-12)
+    wanted = oracle.paper_weight(base, epoch, resolution)
+    np.testing.assert_allclose(schedule(7 * epoch), wanted, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("step", "value"), [(0, 0), (1, 0.01), (50, 0.5), (100, 1), (101, 1), (10**9, 1)])
+@pytest.mark.parametrize(
+    ("step", "value"), [(0, 0), (1, 0.01), (50, 0.5), (100, 1), (101, 1), (10**9, 1)]
+)
 def test_warmup_rises_and_stays(step, value):
     assert Warmup(100)(step) == value
 
@@ -73,9 +77,10 @@ def test_every_moves_in_every_kth_step_by_as_much_as_k_steps_would(k, decay, ste
 
 @given(st.integers(2, 20), st.floats(0.9, 0.999), st.integers(0, 2**32 - 1))
 def test_every_is_at_most_half_its_steps_from_the_ema_of_every_step(k, decay, seed):
-    """Of weights that walk on at a steady pace, once the start is forgotten; of weights that stand still, nothing."""
+    """Of weights that walk at a steady pace, once the start is forgotten."""
     start, pace = np.random.default_rng(seed).normal(size=2)
-    rare, exact, schedule = start, start, Every(k, decay)
+    schedule = Every(k, decay)
+    rare = exact = start
     for step in range(k * round(20 / (1 - decay) / k)):  # ends with an update
         weight = start + pace * step
         rare = schedule(step) * rare + (1 - schedule(step)) * weight
@@ -108,7 +113,8 @@ def test_integers_and_tensors_give_the_same_numbers(schedule):
 @pytest.mark.parametrize("step", [0, 1, 120, 300_000])
 def test_a_step_of_any_integer_dtype(schedule, dtype, step):
     """Unsigned counters do not wrap."""
-    np.testing.assert_allclose(array(schedule(tensor(np.array(step), dtype))), schedule(step), rtol=1e-6)
+    found = array(schedule(tensor(np.array(step), dtype)))
+    np.testing.assert_allclose(found, schedule(step), rtol=1e-6)
 
 
 @ALL
@@ -151,7 +157,8 @@ def test_steps_may_be_traced():
     import jax
 
     for schedule in SCHEDULES.values():
-        np.testing.assert_allclose(array(jax.jit(schedule)(tensor(np.array(700)))), schedule(700), rtol=1e-6)
+        traced = jax.jit(schedule)(tensor(np.array(700)))
+        np.testing.assert_allclose(array(traced), schedule(700), rtol=1e-6)
 
 
 @pytest.mark.only("torch")
@@ -159,11 +166,11 @@ def test_steps_may_be_compiled():
     import torch
 
     for schedule in SCHEDULES.values():
-        compiled = torch.compile(lambda step, f=schedule: f(step), fullgraph=True, backend="aot_eager")
-        np.testing.assert_allclose(array(compiled(tensor(np.array(700)))), schedule(700), rtol=1e-6)
+        called = lambda step, schedule=schedule: schedule(step)  # noqa: E731
+        compiled = torch.compile(called, fullgraph=True, backend="aot_eager")
+        found = array(compiled(tensor(np.array(700))))
+        np.testing.assert_allclose(found, schedule(700), rtol=1e-6)
 
 
 def test_a_step_on_the_backend_stays_there():
-    result = Warmup(10)(tensor(np.array(5)))
-    module = type(result).__module__.partition(".")[0]
-    assert module in {"numpy": ("numpy",), "torch": ("torch",), "jax": ("jax", "jaxlib")}[BACKEND]
+    assert is_tensor(Warmup(10)(tensor(np.array(5))))

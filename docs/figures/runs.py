@@ -1,9 +1,10 @@
-"""The training runs behind docs/expect.md: healthy ones, and some with a mistake in them. Minutes on 2 CPU cores.
+"""The training runs behind docs/expect.md: healthy ones, and some with a mistake in them.
 
     python docs/figures/runs.py              all of them, into docs/figures/runs.csv
     python docs/figures/runs.py --steps 20   a look, into the folder given by --out
 
-Model, data and draws are those of examples/torch_sit.py; within a step all runs see the same images, noise and times.
+Minutes on 2 CPU cores. Model, data and draws are those of examples/torch_sit.py; within a step all
+runs see the same images, noise and times.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "examples"))
@@ -28,65 +30,109 @@ from selfalign.adapters.torch import SelfAlignment
 from selfalign.schedules import DecayWarmup, Stop, Warmup
 
 EVERY = 10  # steps that a row of the table is the mean of
-COLUMNS = ("denoising", "alignment", "weight", "distance", "cosine", "student_norm", "teacher_norm", "drift")
+LOGGED = ("distance", "cosine", "student_norm", "teacher_norm")
+COLUMNS = ("denoising", "alignment", "weight", *LOGGED, "drift")
 
-# name: settings of the loss, learning rate, whether the teacher is updated
+
+class Arm(NamedTuple):
+    """What a run does.
+
+    Attributes:
+        settings: of the loss.
+        rate: learning rate.
+        updated: whether the teacher is updated.
+    """
+
+    settings: dict[str, object]
+    rate: float = 2e-3
+    updated: bool = True
+
+
 RUNS = {
-    "healthy": ({}, 2e-3, True),
-    "schedule": ({"weight": 0.5 * Warmup(100) * Stop(400)}, 2e-3, True),
-    "l2": ({"distance": "l2", "weight": 30.0}, 2e-2, True),
-    "fast": ({}, 2e-2, True),  # the same learning rate with the default distance and weight
-    "direction": ({"path": selfalign.paths.Linear(noise_at=0)}, 2e-3, True),
-    "frozen": ({}, 2e-3, False),
+    "healthy": Arm({}),
+    "schedule": Arm({"weight": 0.5 * Warmup(100) * Stop(400)}),
+    "l2": Arm({"distance": "l2", "weight": 30.0}, rate=2e-2),
+    "fast": Arm({}, rate=2e-2),  # the same learning rate with the default distance and weight
+    "direction": Arm({"path": selfalign.paths.Linear(noise_at=0)}),
+    "frozen": Arm({}, updated=False),
 }
 
 
 def run(name: str, steps: int) -> list[list[str]]:
     """Rows of one run: its name, the last step of each mean, and the means of COLUMNS."""
-    settings, lr, updated = RUNS[name]
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    data = common.digits()
-    images, labels = torch_sit.tensors(data.images, data.labels, "cpu")
-    model = torch_sit.SiT(size=8, channels=1, classes=10, patch=2, width=64, depth=8, heads=4)
-    loss = selfalign.SRALoss(**{"student_layer": 0.25, "teacher_layer": 0.7, "decay": DecayWarmup(0.999)} | settings)
-    # the mistakes are meant: without the checks they go through in silence
-    align = SelfAlignment(model, loss, log_metrics=True, check_condition=False)
-    optimizer = torch.optim.AdamW([*model.parameters(), *align.projector.parameters()], lr=lr, weight_decay=0.0)
-    draws = torch.Generator().manual_seed(1)
-    path = torch_sit.PATH  # the loop's own: 1 is noise
-    rows, recent = [], []
+    training = Training(RUNS[name])
+    rows = []
+    recent: list[list[float]] = []
     for step in range(steps):
-        chosen = torch.randint(len(images), (64,), generator=draws)
-        x0 = images[chosen]
-        y, noise, t = torch_sit.draw(x0, labels[chosen], model.null_class, 0.1, draws)
-        denoising = F.mse_loss(model(path.add_noise(x0, noise, t), t, y), path.velocity(x0, noise, t))
-        alignment = align(x0, noise, t)
-        (denoising + alignment).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if updated:
-            align.update()
-        weight = loss.weight_at(step)
-        metrics = (align.metrics[column].item() for column in COLUMNS[3:7])
-        apart = diagnostics.drift(*(dict(side.named_parameters()) for side in (align.teacher, model)))
-        recent.append([denoising.item(), alignment.item(), weight, *metrics, apart.item()])
+        recent.append(training.step(step))
         if step % EVERY == EVERY - 1:
-            rows.append([name, step + 1, *(f"{statistics.fmean(values):.5g}" for values in zip(*recent, strict=True))])
+            means = [f"{statistics.fmean(values):.5g}" for values in zip(*recent, strict=True)]
+            rows.append([name, str(step + 1), *means])
             recent = []
     return rows
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+class Training:
+    """The small SiT on the digits, with SRA."""
+
+    def __init__(self, arm: Arm) -> None:
+        self.arm = arm
+        data = common.digits()
+        self.images, self.labels = torch_sit.tensors(data.images, data.labels, "cpu")
+        self.model = torch_sit.SiT(
+            size=8, channels=1, classes=10, patch=2, width=64, depth=8, heads=4
+        )
+        settings = {"student_layer": 0.25, "teacher_layer": 0.7, "decay": DecayWarmup(0.999)}
+        self.loss = selfalign.SRALoss(**settings | arm.settings)
+        # the mistakes are meant: without the checks they go through in silence
+        self.align = SelfAlignment(self.model, self.loss, log_metrics=True, checks="off")
+        parameters = [*self.model.parameters(), *self.align.projector.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, lr=arm.rate, weight_decay=0.0)
+        self.draws = torch.Generator().manual_seed(1)
+
+    def step(self, step: int) -> list[float]:
+        """One training step; what COLUMNS say of it."""
+        path = torch_sit.PATH  # the loop's own: 1 is noise
+        chosen = torch.randint(len(self.images), (64,), generator=self.draws)
+        x0 = self.images[chosen]
+        null_class = self.model.null_class
+        y, noise, t = torch_sit.draw(x0, self.labels[chosen], null_class, 0.1, self.draws)
+        prediction = self.model(path.add_noise(x0, noise, t), t, y)
+        denoising = F.mse_loss(prediction, path.velocity(x0, noise, t))
+        alignment = self.align(x0, noise, t)
+        (denoising + alignment).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.arm.updated:
+            self.align.update()
+        metrics = [self.align.metrics[column].item() for column in LOGGED]
+        weight = self.loss.weight_at(step)
+        return [denoising.item(), alignment.item(), weight, *metrics, self.drift()]
+
+    def drift(self) -> float:
+        """The distance of the teacher from the model."""
+        teacher = dict(self.align.teacher.named_parameters())
+        return diagnostics.drift(teacher, dict(self.model.named_parameters())).item()
+
+
+def main() -> None:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--runs", nargs="*", default=list(RUNS))
     options = parser.parse_args()
-    warnings.filterwarnings("ignore", "update\\(\\) must follow")  # the run named "frozen" does just that
+    # the run named "frozen" does just that
+    warnings.filterwarnings("ignore", "update\\(\\) must follow")
     with ProcessPoolExecutor(2) as pool:
         results = list(pool.map(run, options.runs, [options.steps] * len(options.runs)))
     with (options.out / "runs.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["run", "step", *COLUMNS])
         writer.writerows(row for rows in results for row in rows)
+
+
+if __name__ == "__main__":
+    main()

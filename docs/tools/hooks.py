@@ -1,6 +1,7 @@
-"""What the site has beside the pages in docs/: README, changelog and examples as pages, formulas, and all error messages.
+"""What the site has beside the pages in docs/, as a hook of mkdocs; see mkdocs.yml.
 
-A hook of mkdocs; see mkdocs.yml. Nothing here needs a framework: sources are read, not imported.
+These are README, changelog and examples as pages, formulas, and all error messages. Nothing here
+needs a framework: sources are read, not imported.
 """
 
 from __future__ import annotations
@@ -23,32 +24,45 @@ from messages import all_messages
 from names import missing
 
 # files outside docs/ that are pages of the site: {file: page}
-PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+}
 OTHER = {"CITATION.cff": "citing.md"}  # what a page of docs/ says in other words
 
 
 def examples() -> dict[str, str]:
     """{file: page} of the examples."""
-    return {f"examples/{file.name}": f"examples/{file.stem}.md" for file in sorted((ROOT / "examples").glob("*.py"))}
+    return {
+        f"examples/{file.name}": f"examples/{file.stem}.md"
+        for file in sorted((ROOT / "examples").glob("*.py"))
+    }
 
 
-# ------------------------------------------------------------------------------------------------------ the package as it is
+# The package as it is
 
 
 def on_startup(**_: Any) -> None:
-    """The package as it is when installed, with the adapters inside: the reference is read from there."""
-    if wrong := missing(ROOT):
+    """The package as it is when installed, with the adapters inside.
+
+    The reference is read from there.
+    """
+    wrong = missing(ROOT)
+    if wrong:
         raise PluginError("Every public name must be documented. " + "; ".join(wrong))
     package = ROOT / "build" / "reference" / "selfalign"
+    ignored = shutil.ignore_patterns("__pycache__")
     shutil.rmtree(package, ignore_errors=True)
-    shutil.copytree(ROOT / "selfalign", package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "adapters", package / "adapters", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "selfalign", package, ignore=ignored)
+    shutil.copytree(ROOT / "adapters", package / "adapters", ignore=ignored)
 
 
-# ------------------------------------------------------------------------------------------------------------------ the pages
+# The pages
 
 
 def on_config(config: Any) -> Any:
+    """The examples' places in the navigation."""
     entries = [{Path(file).stem: page} for file, page in examples().items()]
     for entry in config.nav:
         if "Examples" in entry:
@@ -57,6 +71,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
+    """The pages that are no files in docs/."""
     for source, page in {**PAGES, **examples()}.items():
         text = (ROOT / source).read_text("utf-8")
         text = relinked(text, page) if source.endswith(".md") else example_page(source, text)
@@ -82,7 +97,10 @@ def relinked(text: str, page: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links from docs/ to the examples lead to their pages; formulas become MathML, which browsers draw by themselves."""
+    """Links from docs/ to the examples lead to their pages.
+
+    Formulas become MathML, which browsers draw by themselves.
+    """
     markdown = re.sub(r"\]\(\.\./(examples/\w+)\.py\)", r"](\1.md)", markdown)
     for file, target in {**PAGES, **OTHER}.items():
         markdown = re.sub(rf"\]\(\.\./{re.escape(file)}(?=[)#])", f"]({target}", markdown)
@@ -105,25 +123,32 @@ def with_marks(markdown: str, page: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """The formulas, in the place of their marks."""
     return re.sub(r"FORMULA(\d+)END", lambda m: page.formulas[int(m[1])], html)
 
 
 def formula(tex: str, display: Any) -> str:
     """TeX as MathML on one line; a prime is an operator, or it stands too low."""
-    return re.sub(r"\s*\n\s*", "", convert(tex.strip(), display=display)).replace("<mi>&#x02032;</mi>", "<mo>&#x02032;</mo>")
+    math = re.sub(r"\s*\n\s*", "", convert(tex.strip(), display=display))
+    return math.replace("<mi>&#x02032;</mi>", "<mo>&#x02032;</mo>")
 
 
-# ----------------------------------------------------------------------------------------------------------------- the errors
+# The errors
 
 
 def errors() -> str:
-    """Every message of the library, by module: a heading with its rule, and below what was received and what to do."""
+    """Every message of the library, by module.
+
+    A heading with its rule, and below what was received and what to do.
+    """
     parts = []
     for module, entries in all_messages(ROOT).items():
-        parts.append(f"## {module}\n")
-        parts += [f"### {escaped(rule)}\n\n{escaped(rest)}\n\n*{kind}*\n" for kind, rule, rest in entries]
+        parts.append(f"## {escaped(module)}\n")
+        for kind, rule, rest in entries:
+            parts.append(f"### {escaped(rule)}\n\n{escaped(rest)}\n\n*{kind}*\n")
     return "\n".join(parts)
 
 
 def escaped(message: str) -> str:
+    """A message as Markdown that shows it as it is."""
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", message).replace("\n", " ")

@@ -1,7 +1,8 @@
-"""Diagnostics: what the features of a diffusion transformer hold, layer by layer and noise level by noise level.
+"""Diagnostics: what the features of a diffusion transformer hold, by layer and noise level.
 
-`health` and `cka` are arithmetic on `keras.ops`, for the training loop too; the rest looks at features afterwards and takes
-whatever NumPy can read. scikit-learn and matplotlib are imported by the functions that need them.
+`health` and `cka` are arithmetic on `keras.ops`, for the training loop too. The rest looks at
+features afterwards, and takes whatever NumPy can read. scikit-learn and matplotlib are imported by
+the functions that need them.
 """
 
 from .finder import Layers, find_layers

@@ -1,21 +1,34 @@
-"""Fixtures of the JAX adapter's tests: settings, a model's parameters, a batch, and the user's loop."""
+"""Fixtures of the JAX adapter's tests: settings, a model of two blocks, a batch, and the loop."""
 
+import os
+
+import jax
 import jax.numpy as jnp
 import pytest
 from jax_loop import make_loop
-from jax_models import make_batch, make_params
+from jax_models import WIDTH, make_batch, make_params
 
 import selfalign
+from selfalign.adapters import jax as sra
+
+# Before JAX runs its first program. Compiling is most of what these tests cost, and their programs
+# are small: LLVM's optimisations cost more than they save.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 
 @pytest.fixture
 def loss():
-    return selfalign.SRALoss(student_layer=2, teacher_layer=4)
+    return selfalign.SRALoss(student_layer=1, teacher_layer=2)
 
 
 @pytest.fixture
 def params():
-    return {name: jnp.asarray(value) for name, value in make_params().items()}
+    return {name: jnp.asarray(value) for name, value in make_params(depth=2).items()}
+
+
+@pytest.fixture
+def projector():
+    return sra.init_projector(jax.random.key(3), WIDTH)
 
 
 @pytest.fixture

@@ -8,6 +8,30 @@ from keras_models import functional
 import selfalign
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(tmp_path_factory):
+    """On jax most of the time is XLA's: it optimizes less here, and equal programs compile once."""
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    wanted = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in wanted}
+    for settings in (wanted, before):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # it looks at its folder once
+        if settings is wanted:
+            yield
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(0)
@@ -20,7 +44,7 @@ def loss():
 
 @pytest.fixture
 def backbone():
-    return functional()
+    return functional(depth=5)
 
 
 @pytest.fixture

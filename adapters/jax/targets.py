@@ -1,0 +1,89 @@
+"""The target of an objective with an EMA teacher: the teacher's tokens, at less noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from selfalign.adapting import Draws, Tensor, Times, Tree, named_objectives, paths
+
+from .by_name import ByName, Loss, entries, is_list, teacher_of, with_teacher
+from .keys import gap_draws
+from .teacher import Teacher, check_teacher, teacher_params
+
+
+def teacher_tokens(
+    loss: Loss,
+    apply: Callable[..., Any],
+    teacher: Teacher,
+    params: Tree,
+    x0: Tensor,
+    noise: Tensor,
+    t: Times,
+    *condition: Any,
+    key: jax.Array | None = None,
+    u: Draws | None = None,
+    **conditions: Any,
+) -> ByName:
+    """The teacher's tokens: same sample, noise and condition, a little less noise, no gradient.
+
+    Under jit, XLA drops the blocks after the one whose output `apply` returns, so that the teacher
+    costs what it must; a model that scans over its blocks needs `split_blocks` for that. Outside
+    jit the whole model runs.
+
+    Args:
+        loss: the objective, which has the path and the gap; or a list of objectives.
+        apply: (params, x, t, *condition) -> the tokens [B, N, D] after the teacher's layer, in
+            evaluation mode. For a list of objectives: a dict of tokens, with an entry for each
+            objective that has an EMA teacher.
+        teacher: the EMA.
+        params: the student's parameters, for their dtypes.
+        x0: clean samples [B, ...], the ones the student saw noised.
+        noise: the same noise as the student's.
+        t: the student's times [B].
+        *condition, **conditions: what else the model is called with, after classifier-free dropout:
+            drop labels before the student's call, not inside the model, and hand the same ones to
+            both sides.
+        key: a key for the gaps, new for each call. The same one may serve for your noise: the
+            streams are independent.
+        u: the draws for the gaps themselves, uniform in [0, 1), [B], instead of a key.
+
+    Returns:
+        Tokens [B, N, D]; for a list of objectives, the dict that `apply` returned.
+
+    Raises:
+        ValueError: neither key nor u, or both; a key that is the same in every run of a traced
+            function, or on every device of a shard_map; parameters whose structure differs; shapes
+            that do not fit; no objective with an EMA teacher.
+        TypeError: no JAX key; times of the wrong kind for the path; `apply` returns something else
+            than arrays.
+
+    Example: see `align`; with `metrics` these tokens give what to log.
+
+    Reference: Jiang et al., SRA, 2025, arXiv 2505.02831.
+    """
+    objectives = named_objectives(loss)
+    source = teacher_of(objectives)
+    check_teacher(teacher)
+    if source.random_gap:
+        u = gap_draws(key, u, t, teacher.step)
+    path = paths.resolve(source.path)
+    gap = (source.largest_gap, source.random_gap)
+    x_teacher, t_teacher = path.add_less_noise(x0, noise, t, u, *gap)
+    average = teacher_params(teacher, params)
+    tokens = apply(average, x_teacher, t_teacher, *condition, **conditions)
+    if not is_list(loss):
+        return _without_gradient(tokens)
+    found = entries("what apply returns", tokens, with_teacher(objectives))
+    return {name: _without_gradient(value) for name, value in found.items()}
+
+
+def _without_gradient(tokens: object) -> jax.Array:
+    if not isinstance(tokens, jax.Array):
+        raise TypeError(
+            "apply must return the teacher's tokens, one array [B, N, D]. Received: a "
+            f"{type(tokens).__name__}. Return the tapped block's output alone; `tap` picks it out."
+        )
+    return jax.lax.stop_gradient(tokens)

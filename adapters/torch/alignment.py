@@ -1,0 +1,291 @@
+"""SelfAlignment: objectives on a PyTorch model as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from selfalign.adapting import (
+    Metrics,
+    Objective,
+    invalid,
+    load_keras,
+    named_objectives,
+    paths,
+    shared_teacher,
+)
+
+from . import state
+from .arguments import Arguments
+from .attached import Attached
+from .blocks import Paths, find_taps
+from .heads import by_name as heads_by_name
+from .options import check_options, make_teacher, refuse_unknown
+from .parts import Tensors, make_parts
+from .sharding import unwrap
+from .student import Recorder
+from .term import Term
+from .tokens import Select
+from .watch import VERSION, Watch
+
+
+class SelfAlignment(Attached):
+    """Objectives such as SRA around an unmodified PyTorch model.
+
+    Hooks record the student's features in the model's own forward. Calling the object finds the
+    target (for SRA it runs the EMA teacher on the same sample with less noise, up to its layer
+    only) and returns the weighted term. `update()` after each optimizer step moves the EMA.
+
+    Args:
+        model: the diffusion transformer being trained, in its dtype. Nothing in it is changed. What
+            is frozen in it is the teacher's as well, not copied (LoRA). Wrap it in DDP, or shard
+            it, afterwards.
+        loss: an objective such as `selfalign.SRALoss`, or a list of them. Terms add up. Those with
+            an EMA teacher have it in common.
+        blocks: path of the block list, or of several that run in a row, where the model does not
+            tell.
+        taps: paths of the student's and the target's module, instead of the layers in `loss`; a
+            dict by name for a list of objectives.
+        width: feature width D of the tapped blocks. Where it can neither be read from the model nor
+            is given, the heads get their parameters at the first forward, or in `recording()`.
+        select: takes the tokens [B, N, D] out of a block's output, where that is not one tensor.
+        call: how to call the model, (module, x, t, *condition, **condition) -> anything. Default:
+            as the student was called, with another sample and another time in their places.
+        seed: of the heads' initial values and of the gaps, default torch.initial_seed(). Both have
+            generators of their own: the global random stream is the same with and without the term.
+        compile: compile the teacher's forward up to its layer, and the term: True, or options of
+            torch.compile.
+        log_metrics: keep `loss.metrics` of each call in `metrics`, scalars on the device (no host
+            sync); of a list as "name/...".
+        teacher: an `EMATeacher`, which says how the EMA is kept; or an EMA that you keep up to date
+            yourself (a module; torch's AveragedModel; ema-pytorch's, timm's or diffusers' EMA):
+            `update()` then only counts steps.
+        checks: "on": see that student and teacher are called alike (on the CPU in each step,
+            elsewhere in the first), and, before the first term, that what the model drops of its
+            condition in training is dropped on both sides. "finite": also look at all features in
+            every step (a host sync) and raise where one is not finite. "off": neither.
+
+    Attributes:
+        projector: the head, a module; of a list, the heads by name.
+        step: optimizer steps done.
+        metrics: of the last call.
+        taps: paths of the tapped modules; of a list, by name.
+
+    Raises:
+        ValueError: layers, paths or width that do not fit the model, a model already attached or
+            already sharded, an EMA with other tensors or in half precision.
+        TypeError: an option that does not exist; Keras runs on another backend than torch.
+
+    Example:
+        >>> import torch, selfalign
+        >>> from selfalign.adapters.torch import SelfAlignment
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
+        ...     def forward(self, x, t):
+        ...         for block in self.blocks:
+        ...             x = x + block(x)
+        ...         return x
+        >>> model = Model()
+        >>> align = SelfAlignment(model, selfalign.SRALoss(student_layer=1, teacher_layer=3))
+        >>> parameters = [*model.parameters(), *align.projector.parameters()]
+        >>> optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+        >>> x0, noise, t = torch.randn(2, 5, 8), torch.randn(2, 5, 8), torch.rand(2)
+        >>> prediction = model(align.path.add_noise(x0, noise, t), t)
+        >>> denoising = torch.nn.functional.mse_loss(prediction, align.path.velocity(x0, noise, t))
+        >>> (denoising + align(x0, noise, t)).backward()
+        >>> optimizer.step()
+        >>> align.update()
+        >>> align.step
+        1
+
+    Reference: Jiang et al., SRA, 2025, arXiv 2505.02831.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Objective | Sequence[Objective],
+        *,
+        blocks: Paths | None = None,
+        taps: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        width: int | None = None,
+        select: Select | None = None,
+        call: Callable[..., Any] | None = None,
+        seed: int | None = None,
+        compile: bool | Mapping[str, Any] = False,
+        log_metrics: bool = False,
+        teacher: Any = None,
+        checks: str = "on",
+        **unknown: Any,
+    ) -> None:
+        refuse_unknown(unknown)
+        compiled = check_options(checks, compile, log_metrics)
+        load_keras("torch")
+        self.loss = loss
+        self.model = unwrap(model)
+        seed = torch.initial_seed() if seed is None else seed
+        several = isinstance(loss, (list, tuple))
+        objectives = named_objectives(loss)
+        found = find_taps(self.model, objectives, blocks, taps)
+        source = shared_teacher(objectives)
+        self._average, fraction = make_teacher(self.model, source, teacher, found.later)
+        parts = make_parts(self.model, objectives, found, width, select, seed, compiled)
+        heads = {part.name: part.head for part in parts}
+        self.projector: Any = heads_by_name(heads) if several else parts[0].head
+        by_name = {part.name: part.taps() for part in parts}
+        self.taps: Any = by_name if several else by_name[parts[0].name]
+
+        replayed = source is not None
+        watches_draws = replayed and checks != "off"
+        hooked = dict.fromkeys(path for part in parts for path in part.own_taps())
+        self._recorder = Recorder(self.model, hooked, found.first, replayed, watches_draws)
+        self._term = Term(parts, self._recorder, self._average, fraction, several, seed)
+        self._term.finite = checks == "finite"
+        self._term.logged = log_metrics or self._term.finite
+        if source is not None and self._average is not None:
+            self._term.call_teacher(self.model, source, found.first, call, checks, compiled)
+        self._watch = Watch(self.model, heads.values())
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self._term.step
+
+    @property
+    def metrics(self) -> Metrics:
+        """What the last call logged."""
+        return self._term.metrics
+
+    @property
+    def path(self) -> paths.Path:
+        """The noise path of the objectives.
+
+        Raises:
+            ValueError: none of them has one.
+        """
+        found = [getattr(part.objective, "path", None) for part in self._term.parts]
+        for path in found:
+            if isinstance(path, paths.Path):
+                return path
+        raise invalid(
+            "Only objectives that add noise have a path",
+            f"the path of {self.loss!r:.80}",
+            "Take the path that you train with, such as selfalign.paths.Linear().",
+        )
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The EMA model, for sampling, in evaluation mode and without gradient.
+
+        What is frozen in the model is the model's own. None where no objective has a teacher.
+        """
+        return None if self._average is None else self._average.module
+
+    @torch.compiler.disable  # it looks at what has run; a compiled step is two graphs around it
+    def __call__(
+        self,
+        x0: torch.Tensor,
+        noise: torch.Tensor,
+        t: torch.Tensor,
+        *condition: Any,
+        u: torch.Tensor | None = None,
+        loss_mask: torch.Tensor | None = None,
+        target_tokens: Tensors | None = None,
+        **conditions: Any,
+    ) -> torch.Tensor:
+        """The weighted term for the student's last forward, a float32 scalar.
+
+        Call it once after each forward of the model.
+
+        Args:
+            x0: clean samples [B, ...], the ones the student saw noised.
+            noise: the same noise as the student's.
+            t: the student's times [B].
+            *condition, **conditions: what else the model was called with, after classifier-free
+                dropout, for `call=`. Without one the student's own is repeated; what is given here
+                is compared with it, and may be left out.
+            u: draws for the gap, uniform in [0, 1), [B]. Unless given, drawn from seed, step and
+                rank; give them where several processes work on one sample (tensor parallelism).
+            loss_mask: booleans or weights over samples [B] or tokens [B, N].
+            target_tokens: what REPA aligns to, [B, N, width]; of a list of objectives a dict by
+                name.
+
+        Raises:
+            ValueError: no forward before it, features without gradient, times outside the path,
+                shapes that differ, a time or condition that differs between the sides, a target
+                that is missing or not wanted; with checks="finite", features that are not finite.
+                Another sample than the student's is a warning.
+
+        Example: see the class.
+        """
+        if self._detached:
+            self._check_attached()
+        trains = torch.is_grad_enabled()
+        given = Arguments(condition, conditions)
+        term = self._term(x0, noise, t, given, u, loss_mask, target_tokens, trains)
+        if self._term.just_built or not self._watch.collected:
+            self._term.just_built = False
+            self._watch.begin()
+        if trains:
+            if self._term.terms > 1:
+                self._watch.check_followed()
+            self._watch.aligned = True
+            model, heads = self._watch.groups
+            self._watch.counted = [sum(map(VERSION, model)), sum(map(VERSION, heads))]
+        return term
+
+    def update(self) -> None:
+        """Move the EMA one step toward the model. Once per optimizer step, after it.
+
+        Computed in float32 (float64 for float64 parameters); buffers are copied. Where the
+        optimizer step was skipped, as GradScaler does for infinite gradients, this one is skipped,
+        too. Warns where there was nothing to follow. Without a teacher it counts steps.
+
+        Raises:
+            ValueError: the optimizer moved the model and not the projector; something frozen trains
+                now.
+
+        Example: see the class.
+        """
+        if self._detached:
+            self._check_attached()
+        if self._watch.sees_step():
+            if self._average is not None:
+                self._average.update(self._term.decay())
+            self._term.step += 1
+            self._term.terms = 0
+            self._term.starting = False
+        self._watch.stepped()
+        self._recorder.forget()  # a forward that had no term
+
+    def state_dict(self) -> dict[str, Any]:
+        """Projector, teacher, step, seed and settings: what a resumed run needs beside the model.
+
+        Of the teacher, averages at the EMA's precision, and nothing that is frozen in the model.
+
+        Example:
+            >>> import torch, selfalign
+            >>> from selfalign.adapters.torch import SelfAlignment
+            >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
+            >>> loss = selfalign.SRALoss(student_layer=1, teacher_layer=3)
+            >>> sorted(SelfAlignment(model, loss).state_dict())
+            ['projector', 'seed', 'settings', 'step', 'teacher', 'terms']
+        """
+        return state.saved(self._term)
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave. Everything is checked first: an error changes nothing.
+
+        Raises:
+            ValueError: missing or unknown entries, other settings, or tensors of other names or
+                shapes.
+
+        Example: `align.load_state_dict(torch.load("checkpoint.pt")["align"])`.
+        """
+        state.load(self._term, saved)
+        self._watch.start_anew()

@@ -1,0 +1,71 @@
+"""The arguments of a call: by position and by name, in parts, and the tensors in them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+Place = int | str  # of an argument: its position, or its name
+
+
+class Arguments(NamedTuple):
+    """What a module was called with.
+
+    Attributes:
+        args: by position.
+        kwargs: by name.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}  # noqa: RUF012  (never written to)
+
+    def places(self) -> dict[Place, Any]:
+        """The arguments by their positions, then by their names."""
+        places: dict[Place, Any] = dict(enumerate(self.args))
+        places.update(self.kwargs)
+        return places
+
+    def named(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        """The tensors in the arguments, by the names of the parameters of `module.forward`."""
+        try:
+            bound = inspect.signature(module.forward).bind(*self.args, **self.kwargs)
+            given: dict[str, Any] = bound.arguments
+        except (TypeError, ValueError):
+            given = {f"argument {n}": value for n, value in enumerate(self.args)} | self.kwargs
+        return dict(tensors_in(given))
+
+    def first(self, count: int, batch: int) -> Arguments:
+        """The same for the first `count` samples of a batch."""
+        return Arguments(*first_samples((self.args, self.kwargs), count, batch))
+
+
+def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in a nest of dicts, lists and tuples, each with where it is."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from tensors_in(inner, f"{name}[{key!r}]" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from tensors_in(inner, f"{name}[{index}]")
+
+
+def samples(value: Any, part: slice, batch: int) -> Any:
+    """Some samples: these rows of every tensor in the nest that is as long as the batch."""
+    if isinstance(value, torch.Tensor):
+        return value[part] if value.ndim and len(value) == batch else value
+    if isinstance(value, Mapping):
+        return {key: samples(inner, part, batch) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(samples(inner, part, batch) for inner in value)
+    return value
+
+
+def first_samples(value: Any, count: int, batch: int) -> Any:
+    """The first `count` samples, see `samples`."""
+    return samples(value, slice(count), batch)

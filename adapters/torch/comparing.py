@@ -1,0 +1,160 @@
+"""Whether the student was called with what the caller of align() says."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from selfalign.adapting import invalid
+
+from .arguments import Arguments, tensors_in
+from .stopping import run_before
+
+if TYPE_CHECKING:
+    from .layout import Layout
+
+
+class Comparison:
+    """Compares a student's call with the sample, the time and the condition of align().
+
+    Another sample is a warning, once: models may scale it. Another time or condition is an error.
+    """
+
+    def __init__(self) -> None:
+        self.warned = False
+
+    def check(
+        self,
+        layout: Layout,
+        call: Arguments,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        condition: Arguments,
+    ) -> None:
+        """Compare where the student's own call is repeated.
+
+        Args:
+            layout: of the call.
+            call: the student's.
+            x, t: the student's noisy sample and its time, as align() was given them.
+            condition: what align() was given beside them.
+
+        Raises:
+            ValueError: another time, another condition, or a sample of another shape or scale.
+        """
+        places: dict[Any, Any] = dict(enumerate(call.args))
+        places.update(call.kwargs)
+        student = places.pop(layout.sample)
+        if student.shape != x.shape or not close(student, x):
+            self._check_sample(layout.sample, student, x)
+        seen = places.pop(layout.time)
+        expected = layout.told(t).to(seen.dtype).reshape(seen.shape)
+        if not close(seen, expected):
+            raise _differing("the time", seen, expected)
+        identical = set(map(id, places.values()))
+        for value in (*condition.args, *condition.kwargs.values()):
+            if id(value) not in identical:
+                self._check_condition(places, condition)
+                break
+
+    def check_function(
+        self,
+        module: nn.Module,
+        run: Callable[[], Any],
+        call: Arguments,
+        x: torch.Tensor,
+    ) -> None:
+        """Compare where a function of the user's, `run`, calls the module: at the student's time.
+
+        Raises:
+            ValueError: arguments that differ from those of the student's call.
+        """
+        student = call.named(module)
+        teacher = run_before(run, module, "the model").named(module)
+        for name in [*student, *teacher]:
+            theirs = student.get(name)
+            mine = teacher.get(name)
+            if theirs is not None and mine is not None and _same(mine, x):
+                self._check_sample(name, theirs, mine)
+            elif not _same(theirs, mine):
+                raise _differing(name, theirs, mine)
+
+    def _check_condition(self, places: dict[Any, Any], condition: Arguments) -> None:
+        """Each tensor that the caller gave is among the student's."""
+        mine = [value for _, value in tensors_in(places)]
+        given = [*condition.args, *condition.kwargs.values()]
+        for name, value in tensors_in(given, "the condition"):
+            if any(value is other for other in mine):
+                continue
+            if not any(_same(value, other) for other in mine):
+                alike = [other for other in mine if other.shape == value.shape]
+                raise _differing(name, alike[0] if alike else None, value)
+
+    def _check_sample(self, place: int | str, student: torch.Tensor, x: torch.Tensor) -> None:
+        name = f"argument {place}" if isinstance(place, int) else place
+        if student.shape != x.shape:
+            raise _differing(name, student, x)
+        if self.warned or close(student, x):
+            return
+        if _is_multiple(student, x):
+            raise invalid(
+                "The model must have been called with path.add_noise(x0, noise, t) itself",
+                f"{name}, a multiple of it",
+                "Attach to the model that scales it, or pass call=, which scales for the teacher.",
+            )
+        self.warned = True
+        warnings.warn(
+            f"align() must be given the sample that the model saw. Received: {name} "
+            f"{described(student)} in the model's call, not path.add_noise(x0, noise, t) "
+            f"{described(x)}. Student and teacher see different noise now. Pass the student's x0, "
+            "noise and t, and the loss a path with your direction of time."
+        )
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal but for rounding to half precision."""
+    if not (a.is_floating_point() and b.is_floating_point()):
+        return torch.equal(a, b.to(a.dtype))
+    if a.dtype == b.dtype and torch.equal(a, b):
+        return True
+    a = a.detach().float()
+    b = b.detach().float()
+    scale = float(b.abs().max().nan_to_num(posinf=1.0)) if b.numel() else 0.0
+    return torch.allclose(a, b, rtol=0, atol=0.01 * scale + 1e-6, equal_nan=True)
+
+
+def described(tensor: torch.Tensor | None) -> str:
+    """A tensor in an error's text: its shape, and the first of its values."""
+    if tensor is None:
+        return "nothing"
+    first = ", ".join(f"{value:.4g}" for value in tensor.detach().flatten()[:3].tolist())
+    dots = ", ..." if tensor.numel() > 3 else ""
+    return f"shape {tuple(tensor.shape)} [{first}{dots}]"
+
+
+def _is_multiple(student: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether each sample is a multiple of its counterpart."""
+    flat = student.detach().float().flatten(1)
+    other = x.float().flatten(1)
+    norms = other.square().sum(dim=1, keepdim=True).clamp(min=1e-12)
+    scale = (flat * other).sum(dim=1, keepdim=True) / norms
+    scaled = flat.shape[1] > 1 and bool((scale.abs() > 1e-3).all())
+    return scaled and close(flat, scale * other)
+
+
+def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    return a is not None and b is not None and a.shape == b.shape and close(a, b)
+
+
+def _differing(name: str, student: torch.Tensor | None, teacher: torch.Tensor | None) -> ValueError:
+    return invalid(
+        "The teacher must be called as the student was",
+        f"{name}: {described(student)} for the student, {described(teacher)} for the teacher at "
+        "the student's time",
+        "Pass align() the t and the condition that the model got, after label dropout; call= must "
+        'arrange them in the same way. If the difference is meant, pass checks="off".',
+    )

@@ -1,0 +1,143 @@
+"""What happens in the first steps only, and what only some runs need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from selfalign.adapting import Metrics, invalid, paths
+
+from .arguments import tensors_in
+from .average import HALF
+from .comparing import close
+from .replaying import Batch
+from .sharding import broadcast, world
+from .stopping import evaluating
+from .student import Autocast, StudentPass, random_streams_kept, wrong_pass
+
+if TYPE_CHECKING:
+    from .term import Term
+
+
+def begin(term: Term, seen: StudentPass, x0: torch.Tensor, t: torch.Tensor, trains: bool) -> None:
+    """At each call before the first update(): times, heads, and what processes agree on."""
+    for part in term.parts:
+        path = getattr(part.objective, "path", None)
+        if isinstance(path, paths.Path):
+            # on a GPU in the first step only: it waits for the device
+            path.check_times(t.cpu() if isinstance(t, torch.Tensor) else t)
+    term.rank = world()[0]
+    term.just_built = build_heads(term, seen, x0)
+    if term.terms == 0 and trains:  # a validation may run on one process alone
+        for part in term.parts:
+            block = part.student.block
+            part.head.to(next(block.parameters(), x0).device)  # the model may have been moved
+            broadcast(part.head)
+
+
+def build_heads(term: Term, seen: StudentPass, x0: torch.Tensor) -> bool:
+    """Give the heads that have none their parameters; whether there were any."""
+    unbuilt = [part for part in term.parts if not part.head.built]
+    for part in unbuilt:
+        found = seen.outputs[part.student.where]
+        width = part.student(found, x0, seen.call.kwargs).shape[-1]
+        part.head.build(width)
+    return bool(unbuilt)
+
+
+@contextmanager
+def recording(term: Term, model: nn.Module) -> Iterator[None]:
+    """One forward inside gives the heads their parameters; see `SelfAlignment.recording`."""
+    recorder = term.recorder
+    kept = dict(recorder.passes)
+    recorder.passes.clear()
+    try:
+        with torch.no_grad(), evaluating(model), random_streams_kept(), _buffers_kept(model):
+            yield
+        seen = recorder.passes.get(False)
+        for part in term.parts:
+            where = part.student.where
+            if seen is None or where not in seen.outputs:
+                raise wrong_pass(None, where)
+        if seen is not None:
+            tensors = [tensor for _, tensor in tensors_in([seen.call.args, seen.call.kwargs])]
+            build_heads(term, seen, tensors[0] if tensors else torch.empty(0))
+    finally:
+        recorder.passes.clear()
+        recorder.passes.update(kept)
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put the model's buffers back afterwards."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in kept:
+            buffer.copy_(value)
+
+
+def precision_for(dtype: torch.dtype, autocast: Autocast) -> Autocast:
+    """The precision of an EMA of the user's: it is float32, what the student saw may not be."""
+    return (True, dtype) if dtype in HALF else autocast
+
+
+def first_part(term: Term, batch: Batch, seen: StudentPass) -> tuple[Batch, StudentPass]:
+    """The first samples of a batch, as many as are aligned; once compared with the whole."""
+    size = len(batch.t)
+    count = max(1, round(term.fraction * size))
+    if count == size:
+        return batch, seen
+    part = batch.first(count)
+    seen_part = seen.first(count, size)
+    if not term.fraction_checked:
+        whole = _teacher_tokens(term, batch, seen)
+        for tokens, expected in zip(_teacher_tokens(term, part, seen_part), whole, strict=True):
+            _check_independent(tokens, expected[:count])
+        term.fraction_checked = True
+    return part, seen_part
+
+
+def _teacher_tokens(term: Term, batch: Batch, seen: StudentPass) -> list[torch.Tensor]:
+    call: Any = term.call
+    outputs = call(batch, seen, term.trial.over)
+    taught = [part for part in term.parts if part.from_teacher]
+    return [term.read(part.target, seen, outputs, batch.x0) for part in taught]
+
+
+def _check_independent(tokens: torch.Tensor, expected: torch.Tensor) -> None:
+    """Refuse a model whose first samples have other tokens amid the whole batch."""
+    if tokens.shape != expected.shape or not close(tokens, expected):
+        raise invalid(
+            "batch_fraction= needs samples that do not depend on each other",
+            f"tokens {tuple(tokens.shape)} that differ from those of the whole batch, "
+            f"{tuple(expected.shape)}",
+            "A tensor of the model's call may have the batch's length by chance, or not be sample "
+            "by sample: leave batch_fraction= out.",
+        )
+
+
+def check_finite(metrics: Metrics) -> None:
+    """Raise where features are not finite: a host sync."""
+    wrong = [name for name, value in metrics.items() if name.endswith("_finite") and not value]
+    if wrong:
+        sides = " and the ".join(name.removesuffix("_finite") for name in wrong)
+        raise invalid(
+            "Features must be finite",
+            f"NaN or infinity in the tokens of the {sides}",
+            "Lower the learning rate or clip gradients; in float16 look for overflow.",
+        )
+
+
+def never_reached(where: str) -> ValueError:
+    """The error of a target's layer that did not run."""
+    return invalid(
+        "The teacher's layer must run in the student's forward",
+        f"no output of {where}",
+        "Choose a layer that runs for every input.",
+    )

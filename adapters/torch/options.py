@@ -1,0 +1,136 @@
+"""The options of SelfAlignment: what they were called before, and which go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from selfalign.adapting import EMATeacher as TeacherSource
+from selfalign.adapting import check_choice, invalid
+
+from .average import Average, EMATeacher
+from .following import Followed
+
+OPTIONS = (
+    "blocks",
+    "taps",
+    "width",
+    "select",
+    "call",
+    "seed",
+    "compile",
+    "log_metrics",
+    "teacher",
+    "checks",
+)
+CHECKS = ("on", "off", "finite")
+
+_RENAMED = {
+    "student": "taps=(student, teacher), paths of two modules",
+    "example": "`with align.recording(): model(...)` after building it, or nothing: the width is "
+    "found at the first forward",
+    "truncate": "teacher=EMATeacher(truncate=True)",
+    "offload": "teacher=EMATeacher(offload=True)",
+    "teacher_dtype": "teacher=EMATeacher(dtype=torch.bfloat16)",
+    "batch_share": "teacher=EMATeacher(batch_fraction=0.5)",
+    "check_condition": 'checks="on" or "off"',
+    "check_finite": 'checks="finite"',
+}
+
+
+def refuse_unknown(given: Mapping[str, Any]) -> None:
+    """Refuse options that do not exist; of those of the first edition, name the new one.
+
+    Raises:
+        TypeError: an option that does not exist.
+    """
+    for name, value in given.items():
+        if name in _RENAMED:
+            raise TypeError(
+                f"SelfAlignment's option {name}= must be written as in the second edition. "
+                f"Received: {name}={value!r:.60}. Pass {_RENAMED[name]}."
+            )
+        raise TypeError(
+            f"SelfAlignment must be given options that it has. Received: {name}={value!r:.60}. It "
+            f"has: {', '.join(OPTIONS)}."
+        )
+
+
+def check_options(checks: str, compile: Any, log_metrics: Any) -> Mapping[str, Any] | None:
+    """Options of torch.compile, or None where nothing is compiled.
+
+    Raises:
+        ValueError: a word that checks= does not know.
+        TypeError: something else than booleans or options.
+    """
+    check_choice("checks", checks, CHECKS)
+    if not isinstance(log_metrics, bool):
+        raise TypeError(
+            f"log_metrics must be True or False. Received: {log_metrics!r:.60}. Pass a boolean."
+        )
+    if isinstance(compile, Mapping):
+        return dict(compile)
+    if not isinstance(compile, bool):
+        raise TypeError(
+            "compile must be True, False, or a dict of options of torch.compile. Received: "
+            f"{compile!r:.60}. Pass a boolean or a dict."
+        )
+    return {} if compile else None
+
+
+def make_teacher(
+    model: nn.Module,
+    source: TeacherSource | None,
+    given: Any,
+    later: list[str],
+) -> tuple[Average | Followed | None, float]:
+    """The teacher that the objectives need, and the fraction of a batch that it sees.
+
+    Args:
+        model: the user's.
+        source: the teacher's settings, or None where no objective has one.
+        given: the option teacher=.
+        later: paths of the blocks after the teacher's last layer.
+
+    Raises:
+        ValueError: options that do not go together.
+    """
+    if isinstance(given, str):
+        raise invalid(
+            "teacher= must be an EMATeacher or an EMA of yours",
+            f"teacher={given!r}",
+            "Pass paths of modules as taps=(student, teacher).",
+        )
+    if source is None:
+        if given is not None:
+            raise invalid(
+                "teacher= is for objectives with an EMA teacher",
+                f"a {type(given).__name__}, and no such objective",
+                "Leave teacher= out.",
+            )
+        return None, 1.0
+    options = given if isinstance(given, EMATeacher) else EMATeacher(model=given)
+    if options.model is not None:
+        followed = Followed(model, options.model)
+        if any(part is model for part in followed.module.modules()):
+            raise _the_model_itself()
+        return followed, options.batch_fraction
+    if options.truncate and not later:
+        raise invalid(
+            "truncate= cuts the blocks after the teacher's layer off a teacher of ours",
+            "no blocks that are known to run after it",
+            "Leave truncate= out.",
+        )
+    return Average(model, options, later), options.batch_fraction
+
+
+def _the_model_itself() -> ValueError:
+    return invalid(
+        "The teacher must be another model than the student",
+        "teacher=model",
+        "For the model's own later layer in the same forward pass the objective "
+        "selfalign.LayerSyncLoss, with projector=True if you want SRA's head; for a second "
+        "forward of the model as it is pass SRALoss(decay=0) and leave teacher= out.",
+    )

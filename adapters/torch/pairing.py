@@ -1,0 +1,149 @@
+"""Which tensor of the model each average follows, looked up once and checked at every step."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from selfalign.adapting import invalid
+
+from .sharding import local
+
+_DTYPE = operator.attrgetter("dtype")
+_DEVICE = operator.attrgetter("device")
+_TRAINS = operator.attrgetter("requires_grad")
+
+
+class Pairing:
+    """Averages and the model's parameters in one order.
+
+    Walking through a model costs more than an EMA step of a small one. So the lists are kept, and
+    `is_fresh` sees whether modules or parameters have been replaced since.
+
+    Args:
+        student: the model.
+        teacher: its EMA.
+        frozen: names of the parameters that the teacher has in common with the model.
+        beside: averages of the teacher's parameters that are not averages themselves, by name.
+        dtypes: the model's, when the teacher was made.
+
+    Raises:
+        ValueError: parameters that have vanished, train now, or have another dtype or shape.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        frozen: set[str],
+        beside: Mapping[str, torch.Tensor],
+        dtypes: Mapping[str, torch.dtype],
+    ) -> None:
+        named = dict(student.named_parameters())
+        own = {name: p for name, p in teacher.named_parameters() if name not in frozen}
+        _check_kept(named, frozen | own.keys())
+        self.frozen = {name: named[name] for name in frozen}
+        self.students: list[torch.Tensor] = [named[name] for name in own]
+        self.names = list(own)
+        self.averages = [local(beside.get(name, p)) for name, p in own.items()]
+        self.sharded = any(hasattr(p, "to_local") for p in (*named.values(), *own.values()))
+        self.dtypes = [dtypes[name] for name in own]
+        self.slots = _slots(student, teacher)
+        self.buffers = _buffers(student, teacher)
+        self.average_dtypes = list(map(_DTYPE, self.averages))
+        self.check()
+        sources = self.sources()
+        self.alike_at_first = self.average_dtypes == self.dtypes and (
+            list(map(_DEVICE, self.averages)) == list(map(_DEVICE, sources))
+        )
+        for name, average, source in zip(own, self.averages, sources, strict=True):
+            if average.shape != source.shape:
+                raise invalid(
+                    "The teacher must be sharded as the model is",
+                    f"{name!r} {tuple(average.shape)} here, {tuple(source.shape)} in the model",
+                    "Apply fully_shard to align.teacher in the same way.",
+                )
+
+    def is_fresh(self) -> bool:
+        """Whether the lists still hold; never for a sharded model, whose parts come and go."""
+        if self.sharded:
+            return False
+        owners, names, values = self.slots
+        return all(map(operator.is_, map(dict.get, owners, names), values))
+
+    def check(self) -> None:
+        """Dtypes are the model's own, and what was frozen still is: raises ValueError otherwise."""
+        if any(map(_TRAINS, self.frozen.values())):
+            thawed = next(name for name, p in self.frozen.items() if p.requires_grad)
+            raise invalid(
+                "What was frozen when SelfAlignment was built must stay frozen: the teacher has "
+                "it in common with the model",
+                f"{thawed!r}, which trains now",
+                "Build SelfAlignment after unfreezing.",
+            )
+        now = list(map(_DTYPE, self.students))
+        if now != self.dtypes:
+            pairs = zip(self.names, self.dtypes, now, strict=True)
+            name, then, other = next(pair for pair in pairs if pair[1] != pair[2])
+            raise invalid(
+                "The model must keep the dtype that SelfAlignment was built with",
+                f"{name!r}, {then} then and {other} now",
+                "Convert the model first, or train under autocast.",
+            )
+
+    def sources(self) -> list[torch.Tensor]:
+        """The model's parameters, as far as this process holds them."""
+        return [local(p) for p in self.students] if self.sharded else self.students
+
+    def alike(self) -> bool:
+        """Whether averages and parameters have the same dtypes and devices.
+
+        Of the devices the first is looked at again: models move as a whole.
+        """
+        if not (self.alike_at_first and self.averages):
+            return False
+        moved = self.averages[0].device != self.students[0].device
+        return not moved and list(map(_DTYPE, self.averages)) == self.average_dtypes
+
+    def copy_buffers(self) -> None:
+        """Make the teacher's buffers those of the model, as they are now."""
+        for mine, theirs, name in self.buffers:
+            mine[name].copy_(theirs[name])
+
+
+def _check_kept(named: Mapping[str, torch.Tensor], wanted: set[str]) -> None:
+    missing = next((name for name in sorted(wanted) if name not in named), None)
+    if missing is not None:
+        raise invalid(
+            "The model must keep the parameters that SelfAlignment was built with",
+            f"no {missing!r} any more",
+            "Build SelfAlignment after adding adapters or parametrizations.",
+        )
+
+
+def _slots(*models: nn.Module) -> tuple[list[Any], list[str], list[Any]]:
+    """Every child module and parameter: the dicts where they are kept, their names, and they."""
+    owners: list[Any] = []
+    names: list[str] = []
+    values: list[Any] = []
+    for module in (module for model in models for module in model.modules()):
+        for kept in (module._modules, module._parameters):
+            owners += [kept] * len(kept)
+            names += kept.keys()
+            values += kept.values()
+    return owners, names, values
+
+
+def _buffers(student: nn.Module, teacher: nn.Module) -> list[tuple[Any, Any, str]]:
+    """Where teacher and model keep each buffer, and its name there."""
+    found = []
+    modules = dict(student.named_modules(remove_duplicate=False))
+    for path, module in teacher.named_modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                found.append((module._buffers, modules[path]._buffers, name))
+    return found

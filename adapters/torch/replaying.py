@@ -1,0 +1,282 @@
+"""The teacher's forward: the student's call again, with another sample, at another time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from selfalign.adapting import EMATeacher, invalid, paths
+
+from .arguments import Arguments, first_samples
+from .comparing import Comparison
+from .hooks import Hooks
+from .layout import Layout, find_layout
+from .sharding import is_sharded, release
+from .stopping import Stopped, evaluating, never_ran
+from .student import Indices, StudentPass
+from .tokens import BlockOutput
+
+Outputs = dict[str, BlockOutput]
+
+
+class Batch(NamedTuple):
+    """What align() was given.
+
+    Attributes:
+        x0: clean samples [B, ...].
+        noise: of their shape.
+        t: the student's times [B].
+        u: draws [B] for the gap.
+        condition: what else was given, by position and by name.
+    """
+
+    x0: torch.Tensor
+    noise: torch.Tensor
+    t: torch.Tensor
+    u: torch.Tensor
+    condition: Arguments
+
+    def first(self, count: int) -> Batch:
+        """The same for the first samples: of every tensor that is as long as the batch."""
+        batch = len(self.t)
+        x0, noise, t, u = first_samples(tuple(self[:4]), count, batch)
+        return Batch(x0, noise, t, u, self.condition.first(count, batch))
+
+
+class TeacherCall(Hooks):
+    """Runs the teacher up to its tapped blocks.
+
+    Without a function of the user's, the student's own call is repeated: where sample and time
+    stand in it, and in which unit, is found by value in the first step. A condition that the user
+    gives beside it is only compared. On the CPU this happens in every step, elsewhere in the first
+    one only, since it waits for the device.
+
+    A student in training mode may replace labels by the null class (classic DiT does). The teacher,
+    in evaluation mode, would not. Labels reach an `nn.Embedding` as indices: those of the student
+    are handed to the teacher's embeddings, where these embed the condition and not the time.
+
+    Args:
+        student: the model.
+        teacher: its EMA.
+        source: the teacher's settings.
+        taps: paths of the blocks whose output is wanted.
+        function: the user's (module, x, t, *condition, **conditions) -> anything, or None.
+        compared: compare the call with what align() is given.
+        compiled: options of torch.compile for the teacher's forward, or None.
+
+    Attributes:
+        condition_embeddings: embeddings that were found not to depend on time.
+        unknown_embeddings: those that may embed a time: their indices were not replayed.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        source: EMATeacher,
+        taps: Iterable[str],
+        function: Callable[..., Any] | None,
+        compared: bool,
+        compiled: Mapping[str, Any] | None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+        self.source = source
+        self.path = paths.resolve(source.path)
+        self.taps = {path: teacher.get_submodule(path) for path in taps}
+        self.function = function
+        self.compared = compared
+        self.run_compiled = _run_to_end
+        self.compiles = compiled is not None
+        if compiled is not None:
+            self.run_compiled = torch.compile(_run_to_end, **compiled)
+        self.layout: Layout | None = None
+        self.comparison = Comparison()
+        self.was_compared = False
+        self.sharded: bool | None = None
+        # what replaying indices needs to know
+        self.replaying: Indices | None = None
+        self.given: set[int] = set()
+        self.condition_embeddings: set[str] = set()
+        self.unknown_embeddings: set[str] = set()
+        self.replayed_embeddings: set[str] = set()
+        self.settled = False
+        self.has_run = False
+        for name, module in teacher.named_modules():
+            if isinstance(module, nn.Embedding):
+                hook = functools.partial(self._replay_indices, name)
+                self.handles.append(module.register_forward_pre_hook(hook))
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, seen: StudentPass, explored: bool) -> Outputs:
+        """What the tapped blocks return: same sample, noise and condition, a little less noise.
+
+        Args:
+            batch: what align() was given.
+            seen: the student's pass.
+            explored: whether the trial is over that finds out which embeddings embed what.
+        """
+        x, t = self.path.add_less_noise(
+            batch.x0, batch.noise, batch.t, batch.u, self.source.largest_gap, self.source.random_gap
+        )
+        self._prepare(batch, seen)
+        self.given = set()
+        for args, kwargs in (seen.call, batch.condition):
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, torch.Tensor):
+                    self.given.add(value.untyped_storage().data_ptr())
+        # a compiled forward cannot look where a tensor lies: an earlier one has found out
+        self.settled = self.compiles and explored and self.has_run and self._is_known()
+        return self.reach(functools.partial(self.call, batch, seen, x, t), seen.indices)
+
+    def _prepare(self, batch: Batch, seen: StudentPass) -> None:
+        """Find the layout where it is not certain, and compare the student's call."""
+        layout = self.layout
+        known = self.function is not None
+        if layout is not None:
+            places = {*range(len(seen.call.args)), *seen.call.kwargs}
+            known = layout.certain and {layout.sample, layout.time} <= places
+        settled = not self.compared or (self.was_compared and batch.t.device.type != "cpu")
+        if settled and known:
+            return
+        x = self.path.add_noise(batch.x0, batch.noise, batch.t)
+        if not known:
+            layout = find_layout(self.path, self.teacher, seen.call, x, batch.t)
+            self.layout = layout
+        if settled:
+            return
+        if layout is not None:
+            self.comparison.check(layout, seen.call, x, batch.t, batch.condition)
+        else:
+            run = functools.partial(self.call, batch, seen, x, batch.t)
+            self.comparison.check_function(self.teacher, run, seen.call, x)
+        self.was_compared = True
+
+    def call(self, batch: Batch, seen: StudentPass, x: torch.Tensor, t: torch.Tensor) -> Any:
+        """Call the teacher on the sample `x` at the times `t` of the path."""
+        if self.function is not None:
+            condition = batch.condition
+            return self.function(self.teacher, x, t, *condition.args, **condition.kwargs)
+        layout: Any = self.layout
+        args = list(seen.call.args)
+        kwargs: dict[Any, Any] = dict(seen.call.kwargs)
+        old_x = args[layout.sample] if isinstance(layout.sample, int) else kwargs[layout.sample]
+        old_t = args[layout.time] if isinstance(layout.time, int) else kwargs[layout.time]
+        if x.shape != old_x.shape:
+            raise invalid(
+                "align() must get the student's batch",
+                f"x0 of shape {tuple(x.shape)}, after a model's call with {tuple(old_x.shape)}",
+                "Pass the x0, noise and t of the model's last forward.",
+            )
+        new_t = layout.told(t).to(old_t.dtype).reshape(old_t.shape)
+        for place, value in ((layout.sample, x.to(old_x.dtype)), (layout.time, new_t)):
+            if isinstance(place, int):
+                args[place] = value
+            else:
+                kwargs[place] = value
+        return self.teacher(*args, **kwargs)
+
+    def reach(self, run: Callable[[], Any], indices: Indices) -> Outputs:
+        """Run a forward of the teacher until all tapped blocks have run.
+
+        Args:
+            run: calls the teacher.
+            indices: of the student's embeddings, to be replayed.
+        """
+        found: Outputs = {}
+        missing = set(self.taps)
+
+        def capture(
+            path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> None:
+            found[path] = BlockOutput(output)
+            if isinstance(output, (tuple, list)):  # its arguments tell its parts apart
+                found[path] = BlockOutput(output, args, kwargs)
+            missing.discard(path)
+            if not missing:
+                raise Stopped
+
+        self.has_run = True
+        self.replaying = {}
+        for name, calls in indices.items():
+            if not self.settled or name in self.replayed_embeddings:
+                self.replaying[name] = list(calls)
+        handles = []
+        for path, module in self.taps.items():
+            hook = functools.partial(capture, path)
+            handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        fast = torch.backends.mha.get_fastpath_enabled()
+        # PyTorch's own way of inference: padded tokens vanish in it
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            # a teacher of ours is in evaluation mode; a user's own EMA gets its modes back
+            with evaluating(self.teacher) if self.teacher.training else nullcontext():
+                (self.run_compiled if self.settled else _run_to_end)(run)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for handle in handles:
+                handle.remove()
+            self.replaying = None
+            if self.sharded is not False:
+                self.release()
+        if missing:
+            raise never_ran(missing.pop())
+        return found
+
+    def release(self) -> None:
+        """Give back what a sharded teacher has gathered."""
+        if self.sharded is None:
+            self.sharded = is_sharded(self.teacher)
+        if self.sharded:
+            release(self.teacher)
+
+    # Replaying indices
+
+    def _replay_indices(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        waiting = self.replaying
+        if not (self.alive and waiting and waiting.get(name) and args):
+            return None
+        students = waiting[name].pop(0)
+        received = args[0]
+        if not self.settled and not self._embeds_condition(name, received):
+            return None
+        if students.shape != received.shape:
+            raise invalid(
+                "align() must get the student's batch",
+                f"{name} looked up {tuple(students.shape)} for the student, now "
+                f"{tuple(received.shape)}",
+                "Pass the x0, noise, t and condition of the model's last forward.",
+            )
+        return (students, *args[1:])
+
+    def _embeds_condition(self, name: str, received: torch.Tensor) -> bool:
+        """Whether an embedding embeds the condition, not the time.
+
+        It does where it is fed a tensor that the model was called with, or where it was found not
+        to depend on time.
+        """
+        given = received.untyped_storage().data_ptr() in self.given
+        if given or name in self.condition_embeddings:
+            self.replayed_embeddings.add(name)
+            return True
+        self.unknown_embeddings.add(name)
+        return False
+
+    def _is_known(self) -> bool:
+        """Whether of every replayed embedding it is known what it embeds."""
+        doubtful = self.unknown_embeddings - self.condition_embeddings
+        return not self.replayed_embeddings & doubtful
+
+
+def _run_to_end(run: Callable[[], Any]) -> None:
+    """Run a forward that a hook ends; apart, so that it can be compiled whole."""
+    try:
+        run()
+    except Stopped:
+        return

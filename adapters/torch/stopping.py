@@ -1,0 +1,57 @@
+"""Forwards that end early, and forwards in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from selfalign.adapting import invalid
+
+from .arguments import Arguments
+
+
+class Stopped(Exception):
+    """Ends a forward that need not go on."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and each module's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def run_before(run: Callable[[], Any], module: nn.Module, where: str) -> Arguments:
+    """Run a forward only up to the start of `module`; the arguments that it would get."""
+    found: list[Arguments] = []
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(Arguments(args, kwargs))
+        raise Stopped
+
+    # first of all hooks: those of sharded models would gather weights for a forward that never ends
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+    try:
+        run()
+    except Stopped:
+        return found[0]
+    finally:
+        handle.remove()
+    raise never_ran(where)
+
+
+def never_ran(where: str) -> ValueError:
+    """The error of a forward that ended without reaching a module."""
+    return invalid(
+        "The teacher's forward must reach its tapped block",
+        f"{where} never ran",
+        "Choose a layer that runs for every input.",
+    )

@@ -1,0 +1,221 @@
+"""The student's pass: what hooks record of the model's own forward."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+
+from selfalign.adapting import invalid
+
+from .arguments import Arguments, first_samples
+from .hooks import Hooks
+from .tokens import BlockOutput
+
+Indices = dict[str, list[torch.Tensor]]  # what each nn.Embedding received, call by call
+Autocast = tuple[bool, torch.dtype]
+
+
+class StudentPass:
+    """The record of one forward of the model.
+
+    Attributes:
+        call: what the model was called with.
+        outputs: what each tapped module returned, by its path.
+        runs: how often each tapped module ran.
+        autocast: whether autocast was on, and its dtype.
+        indices: what the model's embeddings received: labels, where the model dropped some.
+        random_states: of the random streams before the forward, at its first block, after it.
+        forwards: how many forwards with gradient ran since the last align(), this one included.
+    """
+
+    def __init__(self, call: Arguments, forwards: int) -> None:
+        self.call = call
+        self.forwards = forwards
+        self.outputs: dict[str, BlockOutput] = {}
+        self.runs: dict[str, int] = {}
+        self.autocast: Autocast = (False, torch.float32)
+        self.indices: Indices = {}
+        self.random_states: list[Any] = []
+
+    def first(self, count: int, batch: int) -> StudentPass:
+        """The same for the first `count` samples of a batch: of the call and the indices."""
+        part = StudentPass(self.call.first(count, batch), self.forwards)
+        part.indices = first_samples(self.indices, count, batch)
+        part.random_states = self.random_states
+        part.autocast = self.autocast
+        return part
+
+
+class Recorder(Hooks):
+    """Hooks that record the model's last forward. Recomputation in backward leaves no trace.
+
+    A forward without gradient (sampling, validation) is recorded beside one with gradient, which it
+    does not replace.
+
+    Args:
+        model: the user's.
+        taps: paths of the tapped modules.
+        first: path of the first block, before which the model embeds inputs and condition.
+        replayed: whether a teacher will need what the model's embeddings receive.
+        watches_draws: record the random streams' states.
+
+    Attributes:
+        passes: the record of the last forward with gradient (True), and of the last without.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Iterable[str],
+        first: str,
+        replayed: bool,
+        watches_draws: bool,
+    ) -> None:
+        owners = [getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values()]
+        if any(isinstance(owner, Recorder) and owner.alive for owner in owners):
+            raise invalid(
+                "A model can be attached once",
+                f"a second SelfAlignment on {type(model).__name__}",
+                "Call detach() on the first one.",
+            )
+        super().__init__()
+        self.watches_draws = watches_draws
+        self.passes: dict[bool, StudentPass] = {}
+        self.running: StudentPass | None = None
+        self.paused = False
+        add = self.handles.append
+        add(model.register_forward_pre_hook(self._begin, with_kwargs=True))
+        for path in taps:
+            hook = functools.partial(self._record, path)
+            add(model.get_submodule(path).register_forward_hook(hook, with_kwargs=True))
+        add(model.register_forward_hook(self._end))
+        for name, module in model.named_modules():
+            if replayed and isinstance(module, nn.Embedding):
+                hook = functools.partial(self._record_indices, name)
+                add(module.register_forward_pre_hook(hook))
+        if watches_draws:
+            add(model.get_submodule(first).register_forward_pre_hook(self._mark))
+
+    # The hooks
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.alive or self.paused:
+            return
+        call = Arguments(args, dict(kwargs))
+        trains = torch.is_grad_enabled()
+        before = self.passes.get(True) if trains else None
+        self.running = StudentPass(call, 1 if before is None else before.forwards + 1)
+        self.passes[trains] = self.running
+        self._mark()
+
+    def _record(
+        self,
+        path: str,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> None:
+        seen = self.running if self.alive else None
+        if seen is not None:
+            seen.outputs[path] = BlockOutput.of(_kept(output), args, kwargs)
+            seen.runs[path] = seen.runs.get(path, 0) + 1
+            seen.autocast = _autocast_of(module)
+
+    def _record_indices(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.alive and self.running is not None and args:
+            self.running.indices.setdefault(name, []).append(args[0])
+
+    def _mark(self, *_: Any) -> None:
+        if torch.compiler.is_compiling() or not self.alive:
+            return
+        if self.watches_draws and self.running is not None:
+            self.running.random_states.append(random_state())
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._mark()
+        self.running = None
+
+    def forget(self) -> None:
+        """Drop what was recorded."""
+        self.passes.clear()
+        self.running = None
+
+    def remove(self) -> None:
+        """Take every hook off the model."""
+        self.forget()
+        super().remove()
+
+
+def wrong_pass(seen: StudentPass | None, where: str) -> ValueError:
+    """The error where not exactly one forward ran the tapped module exactly once."""
+    if seen is None or where not in seen.outputs:
+        return invalid(
+            "The model's forward must run before align()",
+            f"no output of {where} since the last align()",
+            "Call the model itself (not model.forward) on the student's input first. If it was "
+            "compiled and ran before attaching, attach before the first compiled call.",
+        )
+    return invalid(
+        "The tapped block must run once per align()",
+        f"{where} ran {seen.runs[where]} times in {seen.forwards} forward(s) of the model",
+        "Call align() after each forward; run extra forwards under torch.no_grad(), or in `with "
+        "align.paused():`. For a block used twice in one forward choose another layer.",
+    )
+
+
+def no_gradient(where: str) -> ValueError:
+    """The error where the student's tokens carry no gradient."""
+    return invalid(
+        "The student's features must carry a gradient",
+        f"features of {where} without one",
+        "Reentrant checkpointing (use_reentrant=True), torch.no_grad() or frozen layers cut it: "
+        "use use_reentrant=False, or tap a layer that trains.",
+    )
+
+
+def _autocast_of(module: nn.Module) -> Autocast:
+    """Whether autocast is on where the module's weights are, and its dtype."""
+    device = next((p.device.type for p in module.parameters()), "cpu")
+    if device == "meta":
+        return False, torch.float32
+    return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+
+def _kept(output: Any) -> Any:
+    """The output, safe from what the model does to it in place later.
+
+    Inside a reentrant checkpoint it has no gradient yet: only the tensor itself will get one.
+    """
+    if type(output) in (tuple, list):
+        return type(output)(map(_kept, output))
+    if isinstance(output, torch.Tensor) and output.requires_grad:
+        return output.clone()
+    return output
+
+
+def random_state() -> list[Any]:
+    """The states of all random streams that a forward may draw from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *cuda, random.getstate(), numpy.random.get_state()]
+
+
+@contextmanager
+def random_streams_kept() -> Iterator[None]:
+    """Put all random streams back afterwards."""
+    cpu, *cuda, python, arrays = random_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+        random.setstate(python)
+        numpy.random.set_state(arrays)

@@ -1,0 +1,241 @@
+"""The term of one call of SelfAlignment: tokens of both sides, and what the objectives say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from selfalign.adapting import EMATeacher, Metrics, given_targets
+
+from . import first_steps
+from .arguments import Arguments
+from .average import Average
+from .following import Followed
+from .parts import Part, Tensors, Tokens
+from .replaying import Batch, Outputs, TeacherCall
+from .student import Autocast, Recorder, StudentPass, no_gradient, wrong_pass
+from .trying_out import Trial
+
+
+class Term:
+    """Computes the term of each call.
+
+    Args:
+        parts: one for each objective.
+        recorder: the hooks on the model.
+        average: the teacher, or None.
+        fraction: of each batch that the teacher sees.
+        several: whether the user passed a list of objectives.
+        seed: of the gaps.
+
+    Attributes:
+        step: optimizer steps done.
+        terms: calls with gradient since the last optimizer step.
+        starting: whether this process has not seen an optimizer step yet.
+        metrics: of the last call.
+        logged, finite: whether metrics are kept, and looked at.
+        just_built: whether the last call gave heads their parameters.
+    """
+
+    def __init__(
+        self,
+        parts: list[Part],
+        recorder: Recorder,
+        average: Average | Followed | None,
+        fraction: float,
+        several: bool,
+        seed: int,
+    ) -> None:
+        self.parts = parts
+        self.recorder = recorder
+        self.average = average
+        self.fraction = fraction
+        self.several = several
+        self.seed = seed
+        self.step = 0
+        self.terms = 0
+        self.starting = True
+        self.validated = 0  # calls without gradient
+        self.rank = 0
+        self.metrics: Metrics = {}
+        self.logged = self.finite = self.just_built = False
+        self.fraction_checked = fraction == 1.0
+        self.objectives = {part.name: part.objective for part in parts}
+        self.asks_caller = any(part.from_caller for part in parts)
+        self.call: TeacherCall | None = None
+        self.trial: Any = None
+
+    def call_teacher(
+        self,
+        model: nn.Module,
+        source: EMATeacher,
+        first: str,
+        function: Callable[..., Any] | None,
+        checks: str,
+        compiled: Mapping[str, Any] | None,
+    ) -> None:
+        """From now on, run the teacher of `source` in each call; see `TeacherCall`."""
+        wanted = [part.target.where for part in self.parts if part.from_teacher and part.target]
+        trusted = checks == "off"
+        teacher: Any = self.average
+        self.source = source
+        self.call = TeacherCall(
+            model, teacher.module, source, wanted, function, not trusted, compiled
+        )
+        self.trial = Trial(self.call, first, needed=not trusted)
+        self.fraction_checked = self.fraction_checked or trusted
+
+    def decay(self) -> float:
+        """The EMA's decay at this step."""
+        return float(self.source.decay_at(self.step))
+
+    def __call__(
+        self,
+        x0: torch.Tensor,
+        noise: torch.Tensor,
+        t: torch.Tensor,
+        condition: Arguments,
+        u: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        target_tokens: Tensors | None,
+        trains: bool,
+    ) -> torch.Tensor:
+        """The weighted term, see `SelfAlignment.__call__`."""
+        seen = self._take_pass(trains)
+        if self.starting:
+            first_steps.begin(self, seen, x0, t, trains)
+        students = self._student_tokens(seen, x0, trains)
+        targets: Tokens = {}
+        if self.asks_caller or target_tokens is not None:
+            targets = given_targets(self.objectives, target_tokens, self.several)
+        if self.call is not None:
+            draws = self._draw_gaps(t, trains) if u is None else u
+            self._run_teacher(Batch(x0, noise, t, draws, condition), seen, students, targets)
+        with precision(x0.device, seen.autocast):
+            term = self._total(seen, students, targets, x0, mask)
+        if self.finite:
+            first_steps.check_finite(self.metrics)
+        self.terms += trains
+        return term
+
+    def _take_pass(self, trains: bool) -> StudentPass:
+        """The record of the student's forward, once."""
+        passes = self.recorder.passes
+        seen = passes.pop(trains, None) or passes.pop(not trains, None)
+        if trains:  # validation leaves the record of a training forward alone
+            passes.clear()
+        for part in self.parts:
+            where = part.student.where
+            if seen is None or seen.runs.get(where) != 1 or seen.forwards > 1:
+                raise wrong_pass(seen, where)
+            if part.from_later_layer and part.target and seen.runs.get(part.target.where, 1) > 1:
+                raise wrong_pass(seen, part.target.where)
+        return seen  # type: ignore[return-value]  # there is at least one part
+
+    def _draw_gaps(self, t: torch.Tensor, trains: bool) -> torch.Tensor:
+        """Draws [B] that differ between processes and do not depend on how many there are.
+
+        Validation has its own.
+        """
+        where: tuple[Any, ...] = ("gap", self.step, self.terms)
+        if not trains:
+            self.validated += 1
+            where = ("validation", self.validated)
+        generator = torch.Generator(t.device)
+        stream = random.Random(repr((self.seed, *where, self.rank)))
+        generator.manual_seed(stream.getrandbits(32))
+        return torch.rand(t.shape, generator=generator, device=t.device)
+
+    def _student_tokens(self, seen: StudentPass, x0: torch.Tensor, trains: bool) -> Tokens:
+        """The student's tokens of each objective."""
+        students = {}
+        for part in self.parts:
+            tokens = self.read(part.student, seen, seen.outputs, x0)
+            if trains and not tokens.requires_grad:
+                raise no_gradient(part.student.where)
+            students[part.name] = tokens
+        return students
+
+    def _run_teacher(
+        self, batch: Batch, seen: StudentPass, students: Tokens, targets: Tokens
+    ) -> None:
+        """Add the teacher's tokens to `targets`, for as many samples as are aligned."""
+        call: Any = self.call
+        average: Any = self.average
+        if not average.started:
+            average.start(torch.is_grad_enabled())
+        autocast = seen.autocast
+        if average.dtype is not None:
+            autocast = (True, average.dtype)
+        elif not average.owned:
+            dtype = students[self.parts[0].name].dtype
+            autocast = first_steps.precision_for(dtype, seen.autocast)
+        with precision(batch.t.device, autocast):
+            if self.fraction < 1.0:
+                batch, seen = first_steps.first_part(self, batch, seen)
+            outputs = call(batch, seen, self.trial.over)
+            if not self.trial.over:
+                outputs = self.trial(batch, seen, outputs)
+                self.recorder.watches_draws = not self.trial.over
+        for part in self.parts:
+            if part.from_teacher:
+                targets[part.name] = self.read(part.target, seen, outputs, batch.x0)
+
+    def _total(
+        self,
+        seen: StudentPass,
+        students: Tokens,
+        targets: Tokens,
+        x0: torch.Tensor,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The sum of the objectives' terms."""
+        total: Any = None
+        self.metrics = {}
+        for part in self.parts:
+            student = students[part.name]
+            target = targets.get(part.name)
+            if part.from_later_layer:
+                target = self.read(part.target, seen, seen.outputs, x0).detach()
+            part_mask = mask
+            if part.from_teacher and self.fraction < 1.0 and target is not None:
+                if mask is not None and len(mask) == len(student):
+                    part_mask = mask[: len(target)]
+                student = student[: len(target)]
+            params = dict(part.head._parameters)
+            distance, metrics = part.evaluate(params, student, target, part_mask, self.logged)
+            term = part.objective.weigh(distance, self.step)
+            total = term if total is None else total + term
+            if self.several:
+                metrics = {f"{part.name}/{name}": value for name, value in metrics.items()}
+            self.metrics |= metrics
+        return total
+
+    def read(self, reader: Any, seen: StudentPass, outputs: Outputs, x0: torch.Tensor) -> Any:
+        """The tokens [B, N, D] that `reader` takes out of its block's output."""
+        found = outputs.get(reader.where)
+        if found is None:
+            raise first_steps.never_reached(reader.where)
+        output = found.output
+        if reader.direct and isinstance(output, torch.Tensor) and output.ndim == 3:
+            return output
+        return reader(found, x0, seen.call.kwargs)
+
+    def remove(self) -> None:
+        """Take the hooks off the teacher."""
+        if self.call is not None:
+            self.call.remove()
+
+
+def precision(device: torch.device, autocast: Autocast) -> AbstractContextManager[Any]:
+    """A context in the precision that was recorded; the present one, where it is the same."""
+    enabled, dtype = autocast
+    now = torch.is_autocast_enabled(device.type)
+    if enabled == now and (not enabled or dtype == torch.get_autocast_dtype(device.type)):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype, enabled=enabled)

@@ -1,0 +1,180 @@
+"""The EMA teacher over whatever pytree a library has for a model: form, numbers, donation."""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from flax import nnx
+from jax_models import EquinoxModel, LinenModel, NnxModel, make_batch, make_params, moved
+
+import selfalign
+from selfalign import schedules
+from selfalign.adapters import jax as sra
+
+
+class Pair(NamedTuple):
+    kernel: jax.Array
+    rest: list
+
+
+def linen_params():
+    x0, _, t, y = make_batch()
+    return LinenModel().init(jax.random.key(0), x0, t, y)["params"]
+
+
+# one model's parameters in the form that each library has for them
+TREES = {
+    "nest": lambda: {"a": Pair(jnp.ones((2, 3)), [jnp.ones(4), (jnp.zeros(2),)])},
+    "nnx.State": lambda: nnx.state(NnxModel(nnx.Rngs(0)), nnx.Param),
+    "nnx.Module": lambda: NnxModel(nnx.Rngs(0)),
+    "linen": linen_params,
+    "equinox": lambda: EquinoxModel(jax.random.key(0)),
+    "numpy": lambda: [np.ones((2, 3), "float32")],
+}
+
+
+def is_floating(leaf):
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def floats(tree):
+    return [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+
+
+@pytest.mark.parametrize("kind", TREES)
+def test_teacher_has_the_students_form_and_follows_it(kind, loss):
+    student = TREES[kind]()
+    teacher = sra.init_teacher(student)
+    structure = jax.tree.structure(teacher.average)
+    assert type(teacher.average) is type(student)
+    assert jax.tree.structure(sra.teacher_params(teacher, student)) == structure
+    for mine, theirs in zip(floats(teacher.average), floats(student), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    ahead = jax.tree.map(lambda x: x + 1 if is_floating(x) else x, student)
+    after = sra.update_teacher(loss, teacher, ahead)
+    assert jax.tree.structure(after) == jax.tree.structure(teacher)
+    for mine, theirs in zip(floats(after.average), floats(student), strict=True):
+        np.testing.assert_allclose(mine, theirs + 1e-4, rtol=1e-6, atol=1e-7)
+
+
+def test_other_leaves_are_left_alone(loss):
+    odd = {
+        "count": jnp.array(3),
+        "flag": jnp.array(True),
+        "complex": jnp.ones(2, "complex64"),
+        "key": jax.random.key(0),
+        "activation": jax.nn.silu,
+        "number": 7,
+        "none": None,
+    }
+    teacher = sra.init_teacher({"w": jnp.zeros(2), **odd})
+    other = {"count": jnp.array(4), "complex": jnp.zeros(2, "complex64"), "number": 8}
+    after = sra.update_teacher(loss, teacher, {"w": jnp.ones(2), **odd, **other}).average
+    assert after["count"] == 3
+    assert after["number"] == 7
+    assert after["complex"].tolist() == [1, 1]
+    assert after["activation"] is jax.nn.silu
+    assert after["key"] == odd["key"]
+    np.testing.assert_allclose(after["w"], 1e-4, rtol=1e-6)  # not 1 - float32(0.9999) = 1.00017e-4
+
+
+def test_linen_metadata_boxes_are_pytrees_too(loss):
+    boxed = {"w": nn.Partitioned(jnp.ones((2, 2)), names=(None, "model"))}
+    teacher = sra.update_teacher(loss, sra.init_teacher(boxed), boxed)
+    assert teacher.average["w"].names == (None, "model")
+
+
+# Numbers
+
+
+@hypothesis.given(decay=st.floats(0, 1), by=st.floats(-1, 1))
+def test_update_is_the_ema(decay, by):
+    loss = selfalign.SRALoss(student_layer=2, teacher_layer=4, decay=decay)
+    before = {name: jnp.asarray(value) for name, value in make_params(depth=1).items()}
+    after = moved(before, by)
+    teacher = sra.update_teacher(loss, sra.init_teacher(before), after)
+    assert teacher.step == 1
+    for name, value in teacher.average.items():
+        old = np.asarray(before[name], "float64")
+        expected = oracle.ema(old, np.asarray(after[name], "float64"), decay)
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_decay_follows_the_step():
+    loss = selfalign.SRALoss(student_layer=2, teacher_layer=4, decay=schedules.DecayWarmup(0.999))
+    update = jax.jit(functools.partial(sra.update_teacher, loss))
+    values = np.random.default_rng(0).normal(size=(21, 50)).astype("float32")
+    teacher = sra.init_teacher({"w": jnp.asarray(values[0])})
+    expected = values[0].astype("float64")
+    for step in range(20):
+        teacher = update(teacher, {"w": values[step + 1]})
+        decay = min(0.999, (1 + step) / (10 + step))
+        expected = oracle.ema(expected, values[step + 1].astype("float64"), decay)
+    assert teacher.step == 20
+    np.testing.assert_allclose(teacher.average["w"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_average_moves_in_every_third_step_only():
+    """Without work in between: the compiled program branches on the step."""
+    loss = selfalign.SRALoss(student_layer=2, teacher_layer=4, decay=schedules.Every(3, 0.5))
+    update = functools.partial(sra.update_teacher, loss)
+    teacher = sra.init_teacher({"w": jnp.zeros(3)})
+    assert "cond" in str(jax.make_jaxpr(update)(teacher, teacher.average))
+    expected = np.zeros(3)
+    for step in range(1, 7):
+        student = np.arange(3, dtype="float32") * step
+        teacher = jax.jit(update)(teacher, {"w": student})
+        if step % 3 == 0:
+            expected = oracle.ema(expected, student, 0.5**3)
+        np.testing.assert_allclose(teacher.average["w"], expected, rtol=1e-6)
+    assert teacher.step == 6
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_ema_of_half_precision_is_float32_and_moves(loss, dtype):
+    student = {"w": jnp.ones(3, dtype)}
+    teacher = sra.init_teacher(student)
+    assert teacher.average["w"].dtype == "float32"
+    update = jax.jit(functools.partial(sra.update_teacher, loss))
+    for _ in range(100):
+        teacher = update(teacher, {"w": jnp.full(3, 2, dtype)})
+    np.testing.assert_allclose(teacher.average["w"], 2 - 0.9999**100, rtol=1e-5)
+    assert sra.teacher_params(teacher, student)["w"].dtype == dtype
+
+
+# Donation
+
+
+@pytest.mark.parametrize(
+    "init", [sra.init_teacher, jax.jit(sra.init_teacher)], ids=["eager", "jit"]
+)
+def test_donating_the_student_leaves_the_teacher_alone(init):
+    student = {"w": jnp.ones((64, 64))}
+    teacher = init(student)
+    jax.jit(lambda tree: jax.tree.map(lambda x: x * 2, tree), donate_argnums=0)(student)
+    assert student["w"].is_deleted()
+    assert float(teacher.average["w"].sum()) == 64 * 64
+
+
+def test_both_sides_can_be_donated_together():
+    student = {"w": jnp.ones((4, 4)), "count": jnp.array(3), "key": jax.random.key(0)}
+    same = jax.jit(lambda student, teacher: (student, teacher), donate_argnums=(0, 1))
+    same(student, sra.init_teacher(student))
+    assert student["w"].is_deleted()
+
+
+def test_a_donated_teacher_is_updated_in_place(loss):
+    student = {"w": jnp.ones((64, 64)), "half": jnp.ones((64, 64), "bfloat16")}
+    teacher = sra.init_teacher(student)
+    before = {name: leaf.unsafe_buffer_pointer() for name, leaf in teacher.average.items()}
+    update = jax.jit(functools.partial(sra.update_teacher, loss), donate_argnums=0)
+    after = update(teacher, student)
+    assert teacher.average["w"].is_deleted()
+    assert {name: leaf.unsafe_buffer_pointer() for name, leaf in after.average.items()} == before

@@ -1,0 +1,158 @@
+"""What align() and update() notice of the user's loop: whether the optimizer has stepped."""
+
+import copy
+
+import pytest
+import torch
+from dit_models import DiT, seen
+
+import selfalign
+from selfalign.adapters.torch import SelfAlignment
+
+LAYERSYNC = selfalign.LayerSyncLoss(student_layer=2, teacher_layer=4)
+
+
+def test_update_twice_is_warned(loop, batch):
+    loop.step(batch)
+    with pytest.warns(UserWarning, match="once per optimizer step. Received: a call with neither"):
+        loop.align.update()
+    assert loop.align.step == 2
+
+
+@pytest.mark.parametrize("has_teacher", [True, False])
+def test_update_never_is_warned_once(batch, make_loop, loss, has_teacher):
+    loop = make_loop(DiT(), loss if has_teacher else LAYERSYNC)
+
+    def step():
+        (loop.forward(*batch) + loop.align(*batch)).backward()
+        loop.optimizer.step()
+
+    step()
+    message = r"must follow each optimizer step. Received: an optimizer step, but no update\(\)"
+    with pytest.warns(UserWarning, match=message):
+        step()
+    step()  # warnings are errors here: a second one would fail
+    assert loop.align.step == 0
+
+
+def test_projector_missing_from_the_optimizer(loop, batch):
+    loop.optimizer = torch.optim.AdamW(loop.model.parameters(), lr=1e-3)
+    message = r"projector must be trained.*left the projector as it was.*align.projector.parameters"
+    with pytest.raises(ValueError, match=message):
+        loop.step(batch)
+    assert loop.align.step == 0
+
+
+def test_one_of_several_heads_missing_from_the_optimizer_counts_as_trained(batch, make_loop, loss):
+    """The counters are those of all heads together."""
+    layersync = selfalign.LayerSyncLoss(student_layer=2, teacher_layer=4, projector=True)
+    loop = make_loop(DiT(), [loss, layersync])
+    first = [*loop.model.parameters(), *loop.align.projector["sra"].parameters()]
+    loop.optimizer = torch.optim.AdamW(first, lr=1e-3)
+    loop.step(batch)
+    assert loop.align.step == 1
+
+
+def test_term_missing_from_the_loss(loop, batch):
+    loop.forward(*batch).backward()
+    loop.align(*batch)
+    loop.optimizer.step()
+    with pytest.raises(ValueError, match="projector must be trained with the model"):
+        loop.align.update()
+
+
+def test_frozen_projector_is_a_choice(loop, batch):
+    loop.align.projector.requires_grad_(False)
+    loop.step(batch)
+    assert loop.align.step == 1
+
+
+def test_an_objective_without_head_has_none_to_miss(batch, make_loop):
+    loop = make_loop(DiT(), LAYERSYNC)
+    loop.optimizer = torch.optim.AdamW(loop.model.parameters(), lr=1e-3)
+    loop.step(batch)
+    assert loop.align.step == 1
+
+
+class DataSGD(torch.optim.SGD):
+    """Writes where torch does not count."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data = p.data - group["lr"] * p.grad
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, DataSGD])
+@pytest.mark.parametrize("has_teacher", [True, False])
+def test_a_step_that_the_scaler_skips_is_no_step(loss, batch, kind, has_teacher):
+    model = DiT(depth=4)
+    align = SelfAlignment(model, loss if has_teacher else LAYERSYNC)
+    optimizer = kind([*model.parameters(), *align.projector.parameters()], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+
+    def step(overflows=False):
+        total = model(*seen(batch)).square().mean() + align(*batch)
+        scaler.scale(total * (float("inf") if overflows else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        align.update()
+
+    def teacher():
+        return copy.deepcopy(align.state_dict()["teacher"])
+
+    step(overflows=True)
+    assert align.step == 0
+    step()
+    step()
+    before = teacher()
+    step(overflows=True)
+    assert align.step == 2
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher().items())
+    step()
+    assert align.step == 3
+    if has_teacher:
+        assert any(not torch.equal(before[name], tensor) for name, tensor in teacher().items())
+
+
+def test_a_step_past_the_counters_is_seen_with_a_projector_at_rest(loss, batch):
+    model = DiT()
+    align = SelfAlignment(model, loss)
+    align.projector.requires_grad_(False)
+    for step in range(1, 3):
+        (model(*seen(batch)).square().mean() + align(*batch)).backward()
+        for p in model.parameters():
+            p.data = p.data - 0.1 * p.grad
+        align.update()
+        assert align.step == step
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_stay_visible(loss, batch, make_loop, side, value):
+    loop = make_loop(DiT(), loss, log_metrics=True)
+    damage(loop, batch, side, value)
+    assert not torch.isfinite(loop.term(batch))
+    assert not loop.align.metrics[f"{side}_finite"]
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_and_are_an_error_where_that_is_asked_for(loss, batch, make_loop, side, value):
+    loop = make_loop(DiT(), loss, checks="finite")
+    damage(loop, batch, side, value)
+    loop.forward(*batch)
+    message = (
+        rf"Features must be finite. Received: NaN or infinity in the tokens of the {side}. Lower"
+    )
+    with pytest.raises(ValueError, match=message):
+        loop.align(*batch)
+
+
+def damage(loop, batch, side, value):
+    """One weight of a side is no number."""
+    loop.step(batch)  # the first term makes the teacher the model as it is
+    model = {"student": loop.model, "teacher": loop.align.teacher}[side]
+    with torch.no_grad():
+        model.blocks[1].mlp[2].bias[0] = value
