@@ -7,7 +7,7 @@ devices and models belong to a training loop or to an adapter.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 from . import distances, layers, masks, normalise, schedules
 from ._backend import on_backend, ops
@@ -54,6 +54,9 @@ class Objective(Configured):
     Example: a whole objective is in docs/extending.md.
     """
 
+    source: ClassVar[Source]
+    head: ClassVar[Head] = NONE
+
     student_layer: Layer
     weight: Schedule | float | Any = 0.5
     name: str | None = None
@@ -71,15 +74,10 @@ class Objective(Configured):
 
     # What a kind of objective says
 
-    @property
-    def source(self) -> Source:
-        """Where the target comes from."""
-        raise incomplete(type(self), "source", "one of selfalign.sources")
-
-    @property
-    def head(self) -> Head:
-        """The network between the student's tokens and the target."""
-        return NONE
+    def __getattr__(self, name: str) -> NoReturn:
+        if name == "source":
+            raise incomplete(type(self), "source", "one of selfalign.sources")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def compare(self, student: Tokens, target: Tokens | None, mask: Mask = None) -> Scalar:
         """The unweighted term, a scalar: smaller is better. On `keras.ops`, without checks.

@@ -118,13 +118,13 @@ _CHANNELS = {"in_channels": 4, "out_channels": 4}
 
 _add(
     "DiTTransformer2DModel",
-    (3, 32, 16, "thousand", "one"),
+    (2, 32, 16, "thousand", "one"),
     (4, 8, 8),
     lambda size: {"class_labels": torch.randint(0, 10, (size,))},
     **_HEADS,
     in_channels=4,
     out_channels=8,
-    num_layers=3,
+    num_layers=2,
     sample_size=8,
     num_embeds_ada_norm=10,
 )
@@ -136,25 +136,25 @@ def _pixart(size: int) -> Others:
 
 _add(
     "PixArtTransformer2DModel",
-    (3, 32, 16, "thousand", "one"),
+    (2, 32, 16, "thousand", "one"),
     (4, 8, 8),
     _pixart,
     **_HEADS,
     in_channels=4,
     out_channels=8,
-    num_layers=3,
+    num_layers=2,
     sample_size=8,
     cross_attention_dim=32,
     caption_channels=TEXT_WIDTH,
 )
 _add(
     "SanaTransformer2DModel",
-    (3, 32, 24, "thousand", "one"),
+    (2, 32, 24, "thousand", "one"),
     (4, 4, 6),
     _text_mask,
     **_HEADS,
     **_CHANNELS,
-    num_layers=3,
+    num_layers=2,
     sample_size=4,
     num_cross_attention_heads=2,
     cross_attention_head_dim=16,
@@ -196,7 +196,7 @@ _add(
 )
 _add(
     "WanTransformer3DModel",
-    (3, 32, 32, "thousand", "one"),
+    (2, 32, 32, "thousand", "one"),
     (4, 2, 8, 8),
     _text,
     **_HEADS,
@@ -204,7 +204,7 @@ _add(
     text_dim=TEXT_WIDTH,
     freq_dim=16,
     ffn_dim=48,
-    num_layers=3,
+    num_layers=2,
     rope_max_seq_len=16,
 )
 
@@ -220,12 +220,12 @@ def _ltx(size: int) -> Others:
 
 _add(
     "LTXVideoTransformer3DModel",
-    (3, 32, 32, "thousand", "one"),
+    (2, 32, 32, "thousand", "one"),
     (32, 4),
     _ltx,
     **_HEADS,
     **_CHANNELS,
-    num_layers=3,
+    num_layers=2,
     cross_attention_dim=32,
     caption_channels=TEXT_WIDTH,
 )
@@ -240,13 +240,13 @@ def _stable_audio(size: int) -> Others:
 # One token, the time and the clip's length, stands where text would
 _add(
     "StableAudioDiTModel",
-    (3, 32, 20, "unit", "text + image"),
+    (2, 32, 20, "unit", "text + image"),
     (4, 20),
     _stable_audio,
     **_HEADS,
     **_CHANNELS,
     sample_size=20,
-    num_layers=3,
+    num_layers=2,
     num_key_value_attention_heads=1,
     cross_attention_dim=16,
     time_proj_dim=16,
@@ -264,13 +264,13 @@ def _allegro(size: int) -> Others:
 
 _add(
     "AllegroTransformer3DModel",
-    (3, 24, 32, "thousand", "one"),
+    (2, 24, 32, "thousand", "one"),
     (4, 2, 8, 8),
     _allegro,
     **_CHANNELS,
     num_attention_heads=2,
     attention_head_dim=12,
-    num_layers=3,
+    num_layers=2,
     cross_attention_dim=24,
     sample_height=8,
     sample_width=8,
@@ -279,12 +279,12 @@ _add(
 )
 _add(
     "SanaVideoTransformer3DModel",
-    (3, 32, 32, "thousand", "one"),
+    (2, 32, 32, "thousand", "one"),
     (4, 2, 8, 8),
     _text_mask,
     **_HEADS,
     **_CHANNELS,
-    num_layers=3,
+    num_layers=2,
     sample_size=8,
     num_cross_attention_heads=2,
     cross_attention_head_dim=16,
@@ -295,12 +295,12 @@ _add(
 # As Cosmos Predict 2 is configured and called; Cosmos 1 takes log(sigma) / 4
 _add(
     "CosmosTransformer3DModel",
-    (3, 32, 32, "unit", "one"),
+    (2, 32, 32, "unit", "one"),
     (4, 2, 8, 8),
     _text,
     **_HEADS,
     **_CHANNELS,
-    num_layers=3,
+    num_layers=2,
     text_embed_dim=TEXT_WIDTH,
     adaln_lora_dim=8,
     max_size=(8, 16, 16),
@@ -311,12 +311,12 @@ _add(
 # return [B * positions, frames, D], run between them
 _add(
     "LatteTransformer3DModel",
-    (3, 32, 32, "thousand", "frames, positions"),
+    (2, 32, 32, "thousand", "frames, positions"),
     (4, 2, 8, 8),
     _text,
     **_HEADS,
     **_CHANNELS,
-    num_layers=3,
+    num_layers=2,
     cross_attention_dim=32,
     attention_bias=True,
     sample_size=8,
@@ -331,14 +331,14 @@ _add(
 )
 _add(
     "PRXTransformer2DModel",
-    (3, 32, 24, "unit", "one"),
+    (2, 32, 24, "unit", "one"),
     (4, 8, 12),
     _text,
     in_channels=4,
     context_in_dim=TEXT_WIDTH,
     hidden_size=32,
     num_heads=2,
-    depth=3,
+    depth=2,
     axes_dim=[8, 8],
 )
 
@@ -354,7 +354,7 @@ def _kandinsky(size: int) -> Others:
 # forward returns a bare tensor, not a tuple, when return_dict is False; channels come last
 _add(
     "Kandinsky5Transformer3DModel",
-    (3, 32, 32, "thousand", "one"),
+    (2, 32, 32, "thousand", "one"),
     (2, 8, 8, 4),
     _kandinsky,
     in_visual_dim=4,
@@ -365,7 +365,7 @@ _add(
     model_dim=32,
     ff_dim=48,
     num_text_blocks=1,
-    num_visual_blocks=3,
+    num_visual_blocks=2,
     axes_dims=(4, 6, 6),
 )
 
@@ -373,13 +373,13 @@ _add(
 
 _add(
     "Lumina2Transformer2DModel",
-    (3, 32, 16, "reversed", "text + image"),
+    (2, 32, 16, "reversed", "text + image"),
     (4, 8, 8),
     _text_mask,
     sample_size=8,
     in_channels=4,
     hidden_size=32,
-    num_layers=3,
+    num_layers=2,
     num_refiner_layers=1,
     num_attention_heads=2,
     num_kv_heads=1,
@@ -391,13 +391,13 @@ _add(
 # The last block returns None for the text
 _add(
     "SD3Transformer2DModel",
-    (3, 32, 16, "thousand", "text, image"),
+    (2, 32, 16, "thousand", "text, image"),
     (4, 8, 8),
     _text_pooled,
     **_HEADS,
     **_CHANNELS,
     sample_size=8,
-    num_layers=3,
+    num_layers=2,
     joint_attention_dim=TEXT_WIDTH,
     caption_projection_dim=32,
     pooled_projection_dim=POOLED,
@@ -433,26 +433,26 @@ _add(
 )
 _add(
     "QwenImageTransformer2DModel",
-    (3, 32, 24, "unit", "text, image"),
+    (2, 32, 24, "unit", "text, image"),
     (24, 16),
     lambda size: _text(size, img_shapes=[[(1, 4, 6)]] * size),
     **_HEADS,
     in_channels=16,
     out_channels=4,
-    num_layers=3,
+    num_layers=2,
     joint_attention_dim=TEXT_WIDTH,
     axes_dims_rope=(4, 6, 6),
 )
 _add(
     "CogVideoXTransformer3DModel",
-    (3, 32, 32, "thousand", "image, text"),
+    (2, 32, 32, "thousand", "image, text"),
     (2, 4, 8, 8),
     _text,
     **_HEADS,
     **_CHANNELS,
     time_embed_dim=16,
     text_embed_dim=TEXT_WIDTH,
-    num_layers=3,
+    num_layers=2,
     sample_width=8,
     sample_height=8,
     sample_frames=5,
@@ -531,12 +531,12 @@ def _cogview4(size: int) -> Others:
 
 _add(
     "CogView4Transformer2DModel",
-    (3, 32, 24, "thousand", "image, text"),
+    (2, 32, 24, "thousand", "image, text"),
     (4, 8, 12),
     _cogview4,
     **_HEADS,
     **_CHANNELS,
-    num_layers=3,
+    num_layers=2,
     text_embed_dim=TEXT_WIDTH,
     time_embed_dim=16,
     condition_dim=8,
@@ -546,12 +546,12 @@ _add(
 # Time is 0..1000, 1000 = data; forward warns on the CPU, of an autocast to float32
 _add(
     "MochiTransformer3DModel",
-    (3, 32, 32, "reversed thousand", "image, text"),
+    (2, 32, 32, "reversed thousand", "image, text"),
     (4, 2, 8, 8),
     _text_mask,
     **_HEADS,
     in_channels=4,
-    num_layers=3,
+    num_layers=2,
     pooled_projection_dim=16,
     text_embed_dim=TEXT_WIDTH,
     time_embed_dim=16,

@@ -173,4 +173,5 @@ def test_the_librarys_functions_become_names_and_the_users_stay():
     for name, function in FUNCTIONS.items():
         assert distances.checked(function) == name
         assert distances.checked(name) == name
+    assert distances.checked(distances.token_axis_cosine) == "token_axis_cosine"
     assert distances.checked(mine) is mine

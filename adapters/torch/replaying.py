@@ -145,7 +145,7 @@ class TeacherCall(Hooks):
         settled = not self.compared or (self.was_compared and batch.t.device.type != "cpu")
         if settled and known:
             return
-        x = self.path.add_noise(batch.x0, batch.noise, batch.t)
+        x = self.path.noised(batch.x0, batch.noise, batch.t)  # checked just before
         if not known:
             layout = find_layout(self.path, self.teacher, seen.call, x, batch.t)
             self.layout = layout

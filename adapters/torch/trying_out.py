@@ -62,7 +62,7 @@ class Trial:
         return outputs
 
     def _run_at(self, batch: Batch, seen: StudentPass, t: torch.Tensor) -> Callable[[], Any]:
-        x = self.call.path.add_noise(batch.x0, batch.noise, batch.t)
+        x = self.call.path.noised(batch.x0, batch.noise, batch.t)
         return functools.partial(self.call.call, batch, seen, x, t)
 
     def _find_condition_embeddings(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, ClassVar
 
 from .. import heads, layers
 from .._checks import set_frozen
-from ..heads import Head
 from ..objective import TokenObjective
 from ..schedules import Schedule
 from ..sources import LaterLayer
@@ -49,6 +47,7 @@ class LayerSyncLoss(TokenObjective):
     """
 
     kind: ClassVar[str] = "layersync"
+    source: ClassVar[LaterLayer]
 
     teacher_layer: Layer
     weight: Schedule | float | Any = 0.2
@@ -56,16 +55,7 @@ class LayerSyncLoss(TokenObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        layer = self.source.layer
-        layers.check_order_where_known(self.student_layer, layer, allow_same_layer=False)
-        set_frozen(self, teacher_layer=layer)
-
-    @functools.cached_property
-    def source(self) -> LaterLayer:
-        """The later layer of the same forward."""
-        return LaterLayer(layer=self.teacher_layer)
-
-    @functools.cached_property
-    def head(self) -> Head:
-        """None, or SRA's projector."""
-        return heads.PROJECTOR if self.projector else heads.NONE
+        source = LaterLayer(layer=self.teacher_layer)
+        layers.check_order_where_known(self.student_layer, source.layer, allow_same_layer=False)
+        head = heads.PROJECTOR if self.projector else heads.NONE
+        set_frozen(self, source=source, head=head, teacher_layer=source.layer)

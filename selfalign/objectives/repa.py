@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import ClassVar
 
 from .. import heads
 from .._checks import set_frozen
-from ..heads import Head
 from ..objective import TokenObjective
 from ..sources import Given
 
@@ -48,20 +46,13 @@ class REPALoss(TokenObjective):
     """
 
     kind: ClassVar[str] = "repa"
+    source: ClassVar[Given]
 
     width: int
     hidden: int = 2048
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        set_frozen(self, width=self.source.width, hidden=heads.MLP(3, self.hidden).hidden)
-
-    @functools.cached_property
-    def source(self) -> Given:
-        """Tokens that the caller gives."""
-        return Given(width=self.width)
-
-    @functools.cached_property
-    def head(self) -> Head:
-        """Three linear layers with SiLU between them."""
-        return heads.MLP(layers=3, hidden=self.hidden)
+        source = Given(width=self.width)
+        head = heads.MLP(layers=3, hidden=self.hidden)
+        set_frozen(self, source=source, head=head, width=source.width, hidden=head.hidden)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import ClassVar
 
 from .. import heads, layers
@@ -61,6 +60,8 @@ class SRALoss(TokenObjective):
     """
 
     kind: ClassVar[str] = "sra"
+    source: ClassVar[EMATeacher]
+    head: ClassVar[Head] = heads.PROJECTOR
 
     teacher_layer: Layer
     path: Path | str = "linear"
@@ -71,31 +72,22 @@ class SRALoss(TokenObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        source = self.source
-        layers.check_order_where_known(self.student_layer, source.layer, self.allow_same_layer)
-        set_frozen(
-            self,
-            teacher_layer=source.layer,
-            path=source.path,
-            max_gap=source.max_gap,
-            decay=source.decay,
-        )
-
-    @functools.cached_property
-    def source(self) -> EMATeacher:
-        """The EMA teacher, at the settings of this loss."""
-        return EMATeacher(
+        source = EMATeacher(
             layer=self.teacher_layer,
             path=self.path,
             max_gap=self.max_gap,
             random_gap=self.random_gap,
             decay=self.decay,
         )
-
-    @functools.cached_property
-    def head(self) -> Head:
-        """The projector: Linear(D, 2D) - SiLU - Linear(2D, D)."""
-        return heads.PROJECTOR
+        layers.check_order_where_known(self.student_layer, source.layer, self.allow_same_layer)
+        set_frozen(
+            self,
+            source=source,
+            teacher_layer=source.layer,
+            path=source.path,
+            max_gap=source.max_gap,
+            decay=source.decay,
+        )
 
     def _same_layer_allowed(self) -> bool:
         return self.allow_same_layer

@@ -79,10 +79,7 @@ class Path:
     def draw_times(self, u: Draws) -> Times:
         """Times for training from draws `u` [B] in [0, 1): uniform; on EDM's path as in EDM.
 
-        Example:
-            >>> import numpy as np, selfalign
-            >>> float(selfalign.paths.Linear().draw_times(np.array([0.25]))[0])
-            0.25
+        Example: `t = path.draw_times(torch.rand(len(x0)))`.
         """
         return self.times_from(ops.convert_to_tensor(u))
 
@@ -117,6 +114,14 @@ class Path:
         return _mix(self.coefficients(t), x0, noise)
 
     @on_backend
+    def noised(self, x0: Tensor, noise: Tensor, t: Times) -> Tensor:
+        """`add_noise` without its checks, for adapters that have made them.
+
+        Example: `x_t = path.noised(x0, noise, t)`.
+        """
+        return _mix(self.coefficients(t), x0, noise)
+
+    @on_backend
     def add_less_noise(
         self,
         x0: Tensor,
@@ -128,9 +133,8 @@ class Path:
     ) -> tuple[Tensor, Times]:
         """What a teacher sees, for adapters: the sample at its own, less noisy time.
 
-        The noisy sample [B, ...] and the teacher's times [B], from the student's x0, noise and t;
-        u and random_gap as in `selfalign.teacher_time`, `largest` from `gap_range`. Raises what
-        these and `add_noise` raise.
+        The noisy sample [B, ...] and the teacher's times [B]; u and random_gap as in
+        `selfalign.teacher_time`, `largest` from `gap_range`. Raises what these raise.
 
         Example:
             >>> import numpy as np, selfalign
@@ -145,16 +149,12 @@ class Path:
 
     @on_backend
     def velocity(self, x0: Tensor, noise: Tensor, t: Times) -> Tensor:
-        """The velocity target: dx_t/dt, or on discrete paths the v-prediction.
+        """The velocity target: dx_t/dt; on discrete paths v-prediction, alpha noise - sigma x0.
 
-        That is alpha noise - sigma x0. Args, errors and result as in `add_noise`. It points along
-        the path's own time: toward noise where noise is at the larger t, else toward data.
+        Args, errors and result as in `add_noise`. It points along the path's own time: toward noise
+        where noise is at the larger t, else toward data.
 
-        Example:
-            >>> import numpy as np, selfalign
-            >>> x0, noise, t = np.ones((1, 2)), np.zeros((1, 2)), np.array([0.3])
-            >>> float(selfalign.paths.Linear().velocity(x0, noise, t)[0, 0])
-            -1.0
+        Example: `path.velocity(x0, noise, t)` is noise - x0 on the linear path.
 
         Reference: Salimans and Ho, "Progressive Distillation", 2022, arXiv 2202.00512.
         """
@@ -173,14 +173,9 @@ class Path:
 
     @on_backend
     def snr(self, t: Tensor) -> Tensor:
-        """Signal-to-noise ratio alpha^2 / sigma^2 at times `t` (any shape).
+        """Signal-to-noise ratio alpha^2 / sigma^2 at times `t` (any shape); infinite without noise.
 
-        It is infinite at the clean end and 0 at pure noise.
-
-        Example:
-            >>> import selfalign
-            >>> float(selfalign.paths.Linear().snr(0.2))
-            16.0
+        Example: `path.snr(0.2)` is 16 on the linear path.
         """
         t = ops.convert_to_tensor(t)
         self._check_values(t)
@@ -191,10 +186,7 @@ class Path:
     def time_at_snr(self, snr: Tensor) -> Tensor:
         """The inverse of `snr`: the time at which the path has this ratio (any shape).
 
-        Example:
-            >>> import selfalign
-            >>> round(float(selfalign.paths.Linear().time_at_snr(16.0)), 6)
-            0.2
+        Example: `path.time_at_snr(16.0)` is 0.2 on the linear path.
         """
         return self._time_at(ops.sqrt(widened(ops.convert_to_tensor(snr))))
 
@@ -229,13 +221,15 @@ class Path:
         Values are read only where that is free: traced times and times on a GPU pass.
         """
         shape = tuple(getattr(t, "shape", ()))
+        received = f"shape {shape}"
         if len(shape) != 1 or (batch is not None and shape != (batch,)):
             expected = "[B]" if batch is None else f"[B] = ({batch},)"
             rule = f"t must hold one time per sample, shape {expected}"
-            raise invalid(rule, f"shape {shape}", "Pass a vector of times.")
+            raise invalid(rule, received, "Pass a vector of times.")
         if shape == (0,):
-            fix = "Skip empty batches in the training loop."
-            raise invalid("t must not be empty", f"shape {shape}", fix)
+            raise invalid(
+                "t must not be empty", received, "Skip empty batches in the training loop."
+            )
         self._check_values(t)
 
     def _check_values(self, t: Tensor) -> None:

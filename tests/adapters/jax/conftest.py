@@ -1,7 +1,5 @@
 """Fixtures of the JAX adapter's tests: settings, a model of two blocks, a batch, and the loop."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,10 +8,6 @@ from jax_models import WIDTH, make_batch, make_params
 
 import selfalign
 from selfalign.adapters import jax as sra
-
-# Before JAX runs its first program. Compiling is most of what these tests cost, and their programs
-# are small: LLVM's optimisations cost more than they save.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 
 @pytest.fixture

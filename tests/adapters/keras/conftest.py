@@ -44,7 +44,7 @@ def loss():
 
 @pytest.fixture
 def backbone():
-    return functional(depth=5)
+    return functional(depth=4)
 
 
 @pytest.fixture

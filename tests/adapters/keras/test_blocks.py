@@ -28,7 +28,7 @@ def test_blocks_are_in_the_order_of_their_numbers():
 
 
 def test_layers_may_be_given_by_name(backbone, loss):
-    assert SelfAligned(backbone, loss, taps=("block_1", "block_5")).taps == ("block_1", "block_5")
+    assert SelfAligned(backbone, loss, taps=("block_1", "block_3")).taps == ("block_1", "block_3")
 
 
 def test_layers_may_be_given_by_index(backbone, loss):

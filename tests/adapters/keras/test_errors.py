@@ -275,14 +275,14 @@ def test_data_that_does_not_fit_is_refused(what, loss):
 
 
 def test_target_tokens_that_are_missing_are_refused():
-    model = compiled(functional(), selfalign.REPALoss(student_layer=2, width=6))
+    model = compiled(functional(), selfalign.REPALoss(student_layer=2, width=6, hidden=8))
     rule = "The objective 'repa' needs target_tokens with each batch. Received: None. Pass them "
     with check(f'{rule}beside the labels: fit(x0, (labels, {{"target_tokens": tokens}})).'):
         model.fit(IMAGES, LABELS, verbose=0)
 
 
 def test_target_tokens_of_a_list_are_given_by_name(loss):
-    model = compiled(functional(), [loss, selfalign.REPALoss(student_layer=2, width=4)])
+    model = compiled(functional(), [loss, selfalign.REPALoss(student_layer=2, width=4, hidden=8)])
     rule = "target_tokens of a list of objectives must be a dict by their names. Received: "
     fix = 'Pass {"target_tokens": {"repa": tokens}}.'
     for given, received in ((IMAGES, "one array"), ({"sra": IMAGES}, "those of sra")):

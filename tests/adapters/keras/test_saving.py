@@ -55,7 +55,7 @@ def test_a_resumed_fit_equals_the_uninterrupted_one_bit_for_bit(kind, data, tmp_
 LOSSES = {
     "sra": selfalign.SRALoss(student_layer=1, teacher_layer=2, path="edm", distance="smooth_l1"),
     "layersync": selfalign.LayerSyncLoss(student_layer=1, teacher_layer=3, projector=True),
-    "repa": selfalign.REPALoss(student_layer=2, width=6, normalise="centre"),
+    "repa": selfalign.REPALoss(student_layer=2, width=6, hidden=12, normalise="centre"),
 }
 LOSSES["list"] = list(LOSSES.values())
 LOSSES["list of one"] = [selfalign.LayerSyncLoss(student_layer=1, teacher_layer=3, name="deep")]

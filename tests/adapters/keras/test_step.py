@@ -230,7 +230,7 @@ def test_a_step_that_fails_leaves_the_ema_as_it_would_be(data):
     tokens = np.ones((32, TOKENS, 6), "float32")
     losses = [
         selfalign.SRALoss(student_layer=2, teacher_layer=4, decay=0.5),
-        selfalign.REPALoss(student_layer=2, width=6),
+        selfalign.REPALoss(student_layer=2, width=6, hidden=8),
     ]
     good = {"target_tokens": {"repa": tokens}}
     bad = {"target_tokens": {"repa": tokens[..., :5]}}

@@ -30,8 +30,8 @@ class Case:
         self.family = FAMILIES[name]
         self.model = self.family.build().train()
         self.state = copy.deepcopy(self.model.state_dict())
-        layer = self.family.depth - 1  # one block runs after the teacher's
-        self.loss = selfalign.SRALoss(student_layer=1, teacher_layer=layer, decay=0.9)
+        self.layer = max(2, self.family.depth - 1)  # the teacher's
+        self.loss = selfalign.SRALoss(student_layer=1, teacher_layer=self.layer, decay=0.9)
         self.x0, self.condition = self.family.batch(2)
         self.noise = torch.randn_like(self.x0)
         self.t = torch.rand(2)
@@ -102,7 +102,7 @@ def test_forward(case, spied):
     """The outputs are the same, and what is compared are the sample's own tokens."""
     with torch.no_grad():
         before = case.predict()
-    loss, pairs = spied(1, case.family.depth - 1)
+    loss, pairs = spied(1, case.layer)
     align = case.attach(loss=loss)
     _, term = case.total(align)
     with torch.no_grad():

@@ -151,10 +151,10 @@ def test_ragged_text_in_front_of_lumina2s_tokens(spied):
     model = family.build()
     x0, condition = family.batch(2)
     condition["encoder_attention_mask"][1, 4:] = False
-    loss, pairs = spied(2, 3)
+    loss, pairs = spied(1, 2)
     align = SelfAlignment(model, loss)
     outputs = []
-    model.layers[1].register_forward_hook(lambda m, args, out: outputs.append(out))
+    model.layers[0].register_forward_hook(lambda m, args, out: outputs.append(out))
     noise = torch.randn_like(x0)
     t = torch.rand(2)
     call_lumina(model, align.path, x0, noise, t, condition)
@@ -170,7 +170,7 @@ def test_tokens_without_text_where_text_should_be_in_front():
     family = FAMILIES["Lumina2Transformer2DModel"]
     model = family.build()
     x0, condition = family.batch(2)
-    align = SelfAlignment(model, SRA, taps=("noise_refiner.0", "layers.2"))
+    align = SelfAlignment(model, SRA, taps=("noise_refiner.0", "layers.1"))
     noise = torch.randn_like(x0)
     t = torch.rand(2)
     call_lumina(model, align.path, x0, noise, t, condition)
