@@ -10,7 +10,8 @@ from .._backend import ops, widened
 from .._checks import check_number, set_frozen
 from ..typing import Draws, Tensor, Times
 from .conventions import Convention, with_rounding
-from .path import TINY, Path
+from .path import Path
+from .snr import TINY
 
 _LOG_MEAN, _LOG_DEVIATION = -1.2, 1.2  # of sigma in EDM's training
 

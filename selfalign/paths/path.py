@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 from .._backend import dtype_of, extremes, on_backend, ops, widened
 from .._checks import changed_fields, check_array, check_choice, invalid
 from ..typing import Draws, Settings, Tensor, Times
 from .conventions import Convention, with_rounding
+from .snr import SignalToNoise
 
-TINY = 1e-19  # its inverse squared still fits into float32
 
-
-class Path:
+class Path(SignalToNoise):
     """Base of the noise paths: x_t = alpha(t) x0 + sigma(t) noise.
 
     A path of your own gives `coefficients`, `rates`, `toward_data` and the attributes below.
@@ -79,7 +77,10 @@ class Path:
     def draw_times(self, u: Draws) -> Times:
         """Times for training from draws `u` [B] in [0, 1): uniform; on EDM's path as in EDM.
 
-        Example: `t = path.draw_times(torch.rand(len(x0)))`.
+        Example:
+            >>> import numpy as np, selfalign
+            >>> float(selfalign.paths.Linear().draw_times(np.array([0.25]))[0])
+            0.25
         """
         return self.times_from(ops.convert_to_tensor(u))
 
@@ -117,7 +118,11 @@ class Path:
     def noised(self, x0: Tensor, noise: Tensor, t: Times) -> Tensor:
         """`add_noise` without its checks, for adapters that have made them.
 
-        Example: `x_t = path.noised(x0, noise, t)`.
+        Example:
+            >>> import keras, selfalign
+            >>> x0, noise, t = keras.ops.zeros((1, 2)), keras.ops.ones((1, 2)), keras.ops.ones(1)
+            >>> float(selfalign.paths.Linear().noised(x0, noise, t)[0, 0])
+            1.0
         """
         return _mix(self.coefficients(t), x0, noise)
 
@@ -154,7 +159,11 @@ class Path:
         Args, errors and result as in `add_noise`. It points along the path's own time: toward noise
         where noise is at the larger t, else toward data.
 
-        Example: `path.velocity(x0, noise, t)` is noise - x0 on the linear path.
+        Example:
+            >>> import numpy as np, selfalign
+            >>> x0, noise, t = np.ones((1, 2)), np.zeros((1, 2)), np.array([0.3])
+            >>> float(selfalign.paths.Linear().velocity(x0, noise, t)[0, 0])
+            -1.0
 
         Reference: Salimans and Ho, "Progressive Distillation", 2022, arXiv 2202.00512.
         """
@@ -170,33 +179,6 @@ class Path:
         if prediction == "velocity":
             return self.velocity(x0, noise, t)
         return noise if prediction == "noise" else x0
-
-    @on_backend
-    def snr(self, t: Tensor) -> Tensor:
-        """Signal-to-noise ratio alpha^2 / sigma^2 at times `t` (any shape); infinite without noise.
-
-        Example: `path.snr(0.2)` is 16 on the linear path.
-        """
-        t = ops.convert_to_tensor(t)
-        self._check_values(t)
-        alpha, sigma = self.coefficients(t)
-        return ops.where(sigma > 0, ops.square(alpha / ops.maximum(sigma, TINY)), math.inf)
-
-    @on_backend
-    def time_at_snr(self, snr: Tensor) -> Tensor:
-        """The inverse of `snr`: the time at which the path has this ratio (any shape).
-
-        Example: `path.time_at_snr(16.0)` is 0.2 on the linear path.
-        """
-        return self._time_at(ops.sqrt(widened(ops.convert_to_tensor(snr))))
-
-    def _time_at(self, ratio: Tensor) -> Tensor:
-        """The time at which alpha / sigma is `ratio`."""
-        raise invalid(
-            "time_at_snr needs a path with an inverse",
-            self,
-            "Use a continuous path, or search in snr(t).",
-        )
 
     def settings(self) -> Settings:
         """The path as a plain dict that `selfalign.paths.resolve` takes back."""
