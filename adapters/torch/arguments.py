@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 
+Nest: TypeAlias = Any  # dicts, lists and tuples, with tensors in them
 Place = int | str  # of an argument: its position, or its name
 
 
@@ -43,7 +44,7 @@ class Arguments(NamedTuple):
         return Arguments(*first_samples((self.args, self.kwargs), count, batch))
 
 
-def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_in(value: Nest, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors in a nest of dicts, lists and tuples, each with where it is."""
     if isinstance(value, torch.Tensor):
         yield name, value
@@ -55,7 +56,7 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]
             yield from tensors_in(inner, f"{name}[{index}]")
 
 
-def samples(value: Any, part: slice, batch: int) -> Any:
+def samples(value: Nest, part: slice, batch: int) -> Any:
     """Some samples: these rows of every tensor in the nest that is as long as the batch."""
     if isinstance(value, torch.Tensor):
         return value[part] if value.ndim and len(value) == batch else value
@@ -66,6 +67,6 @@ def samples(value: Any, part: slice, batch: int) -> Any:
     return value
 
 
-def first_samples(value: Any, count: int, batch: int) -> Any:
+def first_samples(value: Nest, count: int, batch: int) -> Any:
     """The first `count` samples, see `samples`."""
     return samples(value, slice(count), batch)

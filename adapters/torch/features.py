@@ -16,7 +16,7 @@ from .arguments import samples
 from .blocks import Paths, find_blocks, read_width
 from .sharding import unwrap
 from .stopping import evaluating
-from .tokens import BlockOutput, Select, TokenReader
+from .tokens import BlockOutput, Output, Select, TokenReader
 
 Features = dict[float, list[torch.Tensor]]
 
@@ -120,7 +120,7 @@ class _Seen:
         self.called.update(kwargs)
 
     def note_output(
-        self, where: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+        self, where: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Output
     ) -> None:
         """A block's hook."""
         self.outputs[where].append(BlockOutput.of(output, args, kwargs))

@@ -19,7 +19,7 @@ from .layout import Layout, find_layout
 from .sharding import is_sharded, release
 from .stopping import Stopped, evaluating, never_ran
 from .student import Indices, StudentPass
-from .tokens import BlockOutput
+from .tokens import BlockOutput, Output
 
 Outputs = dict[str, BlockOutput]
 
@@ -193,7 +193,11 @@ class TeacherCall(Hooks):
         missing = set(self.taps)
 
         def capture(
-            path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+            path: str,
+            module: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            output: Output,
         ) -> None:
             found[path] = BlockOutput(output)
             if isinstance(output, (tuple, list)):  # its arguments tell its parts apart

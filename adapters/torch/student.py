@@ -16,7 +16,7 @@ from selfalign.adapting import invalid
 
 from .arguments import Arguments, first_samples
 from .hooks import Hooks
-from .tokens import BlockOutput
+from .tokens import BlockOutput, Output
 
 Indices = dict[str, list[torch.Tensor]]  # what each nn.Embedding received, call by call
 Autocast = tuple[bool, torch.dtype]
@@ -121,7 +121,7 @@ class Recorder(Hooks):
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        output: Any,
+        output: Output,
     ) -> None:
         seen = self.running if self.alive else None
         if seen is not None:
@@ -139,7 +139,7 @@ class Recorder(Hooks):
         if self.watches_draws and self.running is not None:
             self.running.random_states.append(random_state())
 
-    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Output) -> None:
         self._mark()
         self.running = None
 
@@ -189,7 +189,7 @@ def _autocast_of(module: nn.Module) -> Autocast:
     return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
 
-def _kept(output: Any) -> Any:
+def _kept(output: Output) -> Any:
     """The output, safe from what the model does to it in place later.
 
     Inside a reentrant checkpoint it has no gradient yet: only the tensor itself will get one.

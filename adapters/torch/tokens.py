@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -13,7 +13,10 @@ from selfalign.adapting import invalid
 
 from .families import has_known_stream, sample_stream
 
-Select = Callable[[Any], torch.Tensor]
+Output: TypeAlias = Any
+"""What a block returned: a tensor, or a nest of them."""
+
+Select = Callable[[Output], torch.Tensor]
 
 
 class BlockOutput(NamedTuple):
@@ -25,12 +28,12 @@ class BlockOutput(NamedTuple):
         kwargs: the same by name.
     """
 
-    output: Any
+    output: Output
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}  # noqa: RUF012  (never written to)
 
     @classmethod
-    def of(cls, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BlockOutput:
+    def of(cls, output: Output, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BlockOutput:
         """The record of a call; without its arguments where they need not be kept alive."""
         return cls(output, args, kwargs) if isinstance(output, (tuple, list)) else cls(output)
 
@@ -118,7 +121,7 @@ class TokenReader:
         return tokens.flatten(1, -2)
 
 
-def is_features(part: Any) -> bool:
+def is_features(part: Output) -> bool:
     """Whether this is a floating tensor of three to five axes."""
     return isinstance(part, torch.Tensor) and part.is_floating_point() and 3 <= part.ndim <= 5
 
@@ -150,7 +153,7 @@ def _like_the_sample(
     return [stream for stream in streams if stream.shape == sample.shape]
 
 
-def shapes(output: Any) -> str:
+def shapes(output: Output) -> str:
     """An output in an error's text: its shapes."""
     if isinstance(output, torch.Tensor):
         return f"shape {tuple(output.shape)}"
