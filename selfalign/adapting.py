@@ -88,6 +88,7 @@ __all__ = [
     "schedules",
     "shared_teacher",
     "tensors_in",
+    "with_source",
 ]
 
 
@@ -184,6 +185,19 @@ def shared_teacher(objectives: Mapping[str, Objective]) -> EMATeacher | None:
     return first
 
 
+def with_source(objectives: Mapping[str, Objective], kind: type[Source]) -> list[str]:
+    """The names of the objectives whose target comes from this kind of source.
+
+    Example:
+        >>> import selfalign
+        >>> from selfalign import adapting
+        >>> objectives = {"repa": selfalign.REPALoss(student_layer=4, width=8)}
+        >>> adapting.with_source(objectives, adapting.Given)
+        ['repa']
+    """
+    return [name for name, each in objectives.items() if isinstance(each.source, kind)]
+
+
 def given_targets(
     objectives: Mapping[str, Objective], given: Any, several: bool
 ) -> dict[str, Tensor]:
@@ -205,7 +219,7 @@ def given_targets(
         >>> list(adapting.given_targets(objectives, np.ones((2, 3, 8)), several=False))
         ['repa']
     """
-    wanting = {name for name, loss in objectives.items() if isinstance(loss.source, Given)}
+    wanting = set(with_source(objectives, Given))
     named = {} if given is None else given
     if given is not None and not several:
         named = {next(iter(objectives)): given}

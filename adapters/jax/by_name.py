@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from selfalign.adapting import EMATeacher, Nothing, Objective, invalid, shared_teacher
+from selfalign.adapting import (
+    EMATeacher,
+    Nothing,
+    Objective,
+    invalid,
+    shared_teacher,
+    with_source,
+)
 
 Loss: TypeAlias = Objective | Sequence[Objective]
 """One objective, or a list of them."""
@@ -21,12 +28,13 @@ def is_list(loss: Loss) -> bool:
 
 def with_target(objectives: Mapping[str, Objective]) -> list[str]:
     """The names of the objectives that compare with a target."""
-    return [name for name, each in objectives.items() if not isinstance(each.source, Nothing)]
+    without = with_source(objectives, Nothing)
+    return [name for name in objectives if name not in without]
 
 
 def with_teacher(objectives: Mapping[str, Objective]) -> list[str]:
     """The names of the objectives whose target is an EMA teacher's."""
-    return [name for name, each in objectives.items() if isinstance(each.source, EMATeacher)]
+    return with_source(objectives, EMATeacher)
 
 
 def teacher_of(objectives: Mapping[str, Objective]) -> EMATeacher:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from selfalign.adapting import Given, Mask, Objective, Tensor, Tokens, invalid
+from selfalign.adapting import Given, Mask, Objective, Tensor, Tokens, invalid, with_source
 
 from .blocks import is_functional
 from .options import Options
@@ -81,7 +81,7 @@ def _named(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _targets(given: Any, objectives: Mapping[str, Objective], listed: bool) -> dict[str, Tokens]:
     """The caller's target tokens, by the names of the objectives that take them."""
-    wanted = [name for name, each in objectives.items() if isinstance(each.source, Given)]
+    wanted = with_source(objectives, Given)
     if not wanted and given is None:
         return {}
     if not wanted:

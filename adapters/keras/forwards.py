@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from selfalign.adapting import EMATeacher, LaterLayer, Objective, Tensor, Tokens, invalid
+from selfalign.adapting import (
+    EMATeacher,
+    LaterLayer,
+    Objective,
+    Tensor,
+    Tokens,
+    invalid,
+    with_source,
+)
 
 from .blocks import Tapped, is_functional, layer_tokens
 from .options import Options, Select
@@ -61,8 +69,8 @@ class FunctionalForwards(Forwards):
     ) -> None:
         self.taps = taps
         self.target_places = {name: str(tapped.target) for name, tapped in taps.items()}
-        self.later = _with_source(objectives, LaterLayer)
-        self.taught = _with_source(objectives, EMATeacher)
+        self.later = with_source(objectives, LaterLayer)
+        self.taught = with_source(objectives, EMATeacher)
         wanted = [tapped.student for tapped in taps.values()]
         wanted += [self.target_places[name] for name in self.later]
         self.symbolic = {place: layer_tokens(backbone, place, select) for place in wanted}
@@ -101,8 +109,8 @@ class SubclassedForwards(Forwards):
         self.backbone = backbone
         self.average = average
         self.objectives = objectives
-        self.later = _with_source(objectives, LaterLayer)
-        self.taught = _with_source(objectives, EMATeacher)
+        self.later = with_source(objectives, LaterLayer)
+        self.taught = with_source(objectives, EMATeacher)
         self.select = options.select
         self.given_width = options.width
 
@@ -139,11 +147,6 @@ def make_forwards(
     if is_functional(backbone):
         return FunctionalForwards(backbone, average, objectives, taps, options.select)
     return SubclassedForwards(backbone, average, objectives, options)
-
-
-def _with_source(objectives: Mapping[str, Objective], kind: type) -> list[str]:
-    """The names of the objectives whose target comes from this kind of source."""
-    return [name for name, each in objectives.items() if isinstance(each.source, kind)]
 
 
 def _run(model: Any, inputs: Any, training: bool) -> tuple[Tensor, list[Tensor]]:

@@ -19,6 +19,7 @@ from selfalign.adapting import (
     named_objectives,
     paths,
     shared_teacher,
+    with_source,
 )
 
 Layers: TypeAlias = Sequence[str | int]
@@ -132,7 +133,7 @@ def _check_teacher(teacher: object, backbone: object, objectives: Mapping[str, O
             received,
             'Pass another instance. Layers are now named by taps=("block_2", "block_4").',
         )
-    if not any(isinstance(each.source, EMATeacher) for each in objectives.values()):
+    if not with_source(objectives, EMATeacher):
         raise invalid(
             "teacher= must come with an objective that has an EMA teacher",
             f"objectives {', '.join(objectives)}",

@@ -173,12 +173,7 @@ class Average:
     @torch.no_grad()
     def _move(self, fraction: float) -> None:
         """Move the averages by a fraction of the way to the model, as far as they are here."""
-        pairing = self.pairing
-        if pairing is None or not pairing.is_fresh():
-            parts = (self.student, self.module, self.frozen, self.beside, self.dtypes)
-            pairing = self.pairing = Pairing(*parts)
-        else:
-            pairing.check()
+        pairing = self._paired()
         sources = pairing.sources()
         alike = pairing.alike()
         # a few at a time where they are converted: no second copy of the model at once
@@ -193,15 +188,18 @@ class Average:
                 torch._foreach_copy_(averages, values)
             else:  # the framework's own fused form of ema_update; a test holds the two equal
                 torch._foreach_lerp_(averages, values, fraction)
-        if self.beside:
-            self._write_back()
+        _write_back(pairing.copies)
         pairing.copy_buffers()
 
-    def _write_back(self) -> None:
-        """Make the teacher's parameters those of the averages beside them."""
-        own = self._own()
-        for name, average in self.beside.items():
-            local(own[name]).copy_(local(average))
+    def _paired(self) -> Pairing:
+        """The averages and the model's parameters, looked up anew where some were replaced."""
+        pairing = self.pairing
+        if pairing is None or not pairing.is_fresh():
+            parts = (self.student, self.module, self.frozen, self.beside, self.dtypes)
+            pairing = self.pairing = Pairing(*parts)
+        else:
+            pairing.check()
+        return pairing
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The teacher's own tensors, averages in place of half-precision parameters."""
@@ -217,7 +215,14 @@ class Average:
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
         self.started = True
-        self._write_back()
+        own = self._own()
+        _write_back([(own[name], average) for name, average in self.beside.items()])
+
+
+def _write_back(copies: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Make parameters of the teacher those of the averages beside them."""
+    for p, average in copies:
+        local(p).copy_(local(average))
 
 
 def _copied(student: nn.Module, cut: Iterable[str]) -> nn.Module:

@@ -50,6 +50,7 @@ class Pairing:
         self.students: list[torch.Tensor] = [named[name] for name in own]
         self.names = list(own)
         self.averages = [local(beside.get(name, p)) for name, p in own.items()]
+        self.copies = [(p, beside[name]) for name, p in own.items() if name in beside]
         self.sharded = any(hasattr(p, "to_local") for p in (*named.values(), *own.values()))
         self.dtypes = [dtypes[name] for name in own]
         self.slots = _slots(student, teacher)
