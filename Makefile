@@ -1,11 +1,14 @@
 # Every target sets itself up: a virtual environment in .venv, with what the target needs.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# What is imported is compiled, once, at its first import: of what is installed that is a tenth.
+unexport PYTHONDONTWRITEBYTECODE
+PIP := install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL = $(BIN)/python -m pip $(PIP)
 ONCE := --ignore tests/test_examples.py --ignore tests/test_packaging.py --ignore tests/test_docs.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo study test quick test-numpy test-torch test-jax lint format models figures docs docs-check bench wheel clean
+.PHONY: demo study test quick test-numpy test-torch test-jax lint format models figures docs docs-check bench wheel smoke clean
 
 demo: .venv/examples  ## Train a small SiT on the digits with and without SRA; ends with a table and a picture
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -64,6 +67,11 @@ bench: .venv/dev  ## A step with SRA against a plain one and one written by hand
 
 wheel: .venv/dev
 	rm -rf dist && $(BIN)/python -m build --outdir dist
+
+smoke: wheel  ## The wheel in an environment of its own, with nothing but what it asks for
+	rm -rf dist/venv && $(PYTHON) -m venv dist/venv
+	dist/venv/bin/python -m pip $(PIP) "$$(ls dist/*.whl)[torch]"
+	cd dist && venv/bin/python ../tests/smoke.py
 
 clean:
 	rm -rf .venv build dist runs site *.egg-info

@@ -49,11 +49,11 @@ def chosen_backend(paths):
 
 def import_backend(backend):
     """A backend that was asked for and is missing is an error: nothing is ever skipped."""
-    if backend == "jax":
-        # Compiling is most of what these tests cost, and their programs are small: LLVM's
-        # optimisations cost more than they save. It must be said before JAX runs anything.
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
+    # Compiling is most of what JAX's tests cost, and their programs are small: LLVM's optimisations
+    # cost more than they save. It must be said before JAX runs anything, and holds for what the
+    # tests start, too.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
     try:
         framework = importlib.import_module(backend)
         if backend == "jax":

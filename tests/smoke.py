@@ -1,4 +1,4 @@
-"""The README's loop as a user would paste it: .ci/run runs it against the installed wheel."""
+"""The README's loop as a user would paste it: `make smoke` runs it against the installed wheel."""
 
 from pathlib import Path
 

@@ -57,7 +57,7 @@ OTHER_SETTINGS = "A run is resumed with the settings it began with. Received: ot
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """JAX compiles once per worker. Each has its folder: JAX does not write its cache at once."""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.getbasetemp() / "jax")
-    os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +94,22 @@ def succeed(folder: Path, *arguments: object) -> str:
     done = run(folder, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+SEVERAL_RUNS = """
+import importlib, json, sys
+sys.path.insert(0, sys.argv[1])
+import common
+example = importlib.import_module(sys.argv[2])
+for arguments in json.loads(sys.argv[3]):
+    example.main(common.parse(example.PARSER, arguments))
+"""
+
+
+def succeed_in_turn(folder: Path, script: str, *runs: tuple[object, ...]) -> str:
+    """The output of runs of one script after one another, in a process: frameworks start slowly."""
+    texts = json.dumps([["--short", *map(str, arguments)] for arguments in runs])
+    return succeed(folder, "-c", SEVERAL_RUNS, EXAMPLES, script.removesuffix(".py"), texts)
 
 
 def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
@@ -199,12 +215,13 @@ def keras_arrays(file: Path) -> dict[str, np.ndarray]:
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     tmp_path: Path, script: str, checkpoint: str
 ) -> None:
-    example = (EXAMPLES / script, "--short")
-    text = succeed(tmp_path, *example, "--steps", 12, "--out", "whole")
+    whole = ("--steps", 12, "--out", "whole")
+    first_half = ("--steps", 5, "--out", "halves")
+    text = succeed_in_turn(tmp_path, script, whole, first_half)
     assert str(Path("whole") / "samples.png") in text
     check_picture(tmp_path / "whole" / "samples.png")
-    succeed(tmp_path, *example, "--steps", 5, "--out", "halves")
-    succeed(tmp_path, *example, "--steps", 12, "--out", "halves", "--resume")
+    second_half = ("--short", "--steps", 12, "--out", "halves", "--resume")
+    succeed(tmp_path, EXAMPLES / script, *second_half)
     check_same_checkpoint(tmp_path, checkpoint)
     check_same_pictures(tmp_path)
     files = sorted(file.name for file in (tmp_path / "halves").iterdir())
@@ -357,11 +374,11 @@ def test_keras_runs_and_resumes_bit_for_bit(
     tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KERAS_BACKEND", backend)
-    example = (EXAMPLES / "keras_dit.py", "--short", "--save-every", 4)
-    succeed(tmp_path, *example, "--steps", 8, "--out", "whole")
-    succeed(tmp_path, *example, "--steps", 4, "--out", "halves")
-    resumed = ("--steps", 8, "--out", "halves", "--resume", "--guidance", 1.5)
-    succeed(tmp_path, *example, *resumed)
+    whole = ("--save-every", 4, "--steps", 8, "--out", "whole")
+    first_half = ("--save-every", 4, "--steps", 4, "--out", "halves")
+    succeed_in_turn(tmp_path, "keras_dit.py", whole, first_half)
+    second_half = ("--steps", 8, "--out", "halves", "--resume", "--guidance", 1.5)
+    succeed(tmp_path, EXAMPLES / "keras_dit.py", "--short", "--save-every", 4, *second_half)
     first, second = (
         keras_arrays(tmp_path / name / "checkpoint.keras") for name in ("whole", "halves")
     )
@@ -414,12 +431,13 @@ def test_ddp_refuses_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_accelerate_resumes_with_accumulation_in_bfloat16(tmp_path: Path) -> None:
-    options = ("--short", "--accumulate", 2, "--mixed-precision", "bf16")
-    example = (EXAMPLES / "torch_accelerate.py", *options)
-    succeed(tmp_path, *example, "--steps", 8, "--out", "whole")
+    options = ("--accumulate", 2, "--mixed-precision", "bf16")
+    whole = (*options, "--steps", 8, "--out", "whole")
+    first_half = (*options, "--steps", 3, "--out", "halves")
+    succeed_in_turn(tmp_path, "torch_accelerate.py", whole, first_half)
     check_picture(tmp_path / "whole" / "samples.png")
-    succeed(tmp_path, *example, "--steps", 3, "--out", "halves")
-    succeed(tmp_path, *example, "--steps", 8, "--out", "halves", "--resume")
+    second_half = ("--steps", 8, "--out", "halves", "--resume")
+    succeed(tmp_path, EXAMPLES / "torch_accelerate.py", "--short", *options, *second_half)
     align = load(tmp_path / "whole" / "checkpoint" / "custom_checkpoint_0.pkl")
     assert align["step"] == 8  # of the EMA: not per micro-batch
     for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "run.json"):
@@ -445,11 +463,13 @@ def test_accelerate_runs_in_several_processes_and_without_sra(tmp_path: Path) ->
 
 
 def test_lightning_resumes_bit_for_bit(tmp_path: Path) -> None:
-    example = (EXAMPLES / "lightning_sit.py", "--short", "--accumulate", 2)
-    succeed(tmp_path, *example, "--steps", 8, "--out", "whole")
+    whole = ("--accumulate", 2, "--steps", 8, "--out", "whole")
+    first_half = ("--accumulate", 2, "--steps", 3, "--out", "halves")
+    succeed_in_turn(tmp_path, "lightning_sit.py", whole, first_half)
     check_picture(tmp_path / "whole" / "samples.png")
-    succeed(tmp_path, *example, "--steps", 3, "--out", "halves")
-    succeed(tmp_path, *example, "--steps", 8, "--out", "halves", "--resume")
+    second_half = ("--steps", 8, "--out", "halves", "--resume")
+    example = (EXAMPLES / "lightning_sit.py", "--short", "--accumulate", 2)
+    succeed(tmp_path, *example, *second_half)
     first, second = (load(tmp_path / part / "checkpoint.ckpt") for part in ("whole", "halves"))
     for name in ("state_dict", "optimizer_states", "align", "settings", "global_step"):
         check_equal(first[name], second[name], name)  # beside them are Lightning's own counters

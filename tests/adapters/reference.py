@@ -2,8 +2,8 @@
 
 The model, the same in every framework (`xp` is numpy, jax.numpy or keras.ops):
 
-    condition = concat(cos(t f), sin(t f)) @ time_kernel + labels[y]      [B, 8],  f = 1, 2, 3, 4
-    x = x @ in_kernel + in_bias + positions                               [B, 5, 8]
+    condition = concat(cos(t f), sin(t f)) @ time_kernel + labels[y]      [B, 4],  f = 1, 2, 3, 4
+    x = x @ in_kernel + in_bias + positions                               [B, 5, 4]
     block n of four:  x = x + tanh(x @ block_n_kernel + block_n_bias + condition[:, None])
     prediction = x @ out_kernel + out_bias                                [B, 5, 4]
 
@@ -20,7 +20,7 @@ import oracle
 
 from selfalign import adapting
 
-DEPTH, WIDTH, TOKENS, CHANNELS, CLASSES = 4, 8, 5, 4, 10
+DEPTH, WIDTH, TOKENS, CHANNELS, CLASSES = 4, 4, 5, 4, 10
 FREQUENCIES = (1.0, 2.0, 3.0, 4.0)
 LEARNING_RATE = 0.05
 BATCH = 6
