@@ -8,7 +8,7 @@ INSTALL = $(BIN)/python -m pip $(PIP)
 ONCE := --ignore tests/test_examples.py --ignore tests/test_packaging.py --ignore tests/test_docs.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo study test quick test-numpy test-torch test-jax lint format models figures docs docs-check bench wheel smoke clean
+.PHONY: demo study test test-heavy quick test-numpy test-torch test-jax lint format models figures docs docs-check bench wheel smoke clean
 
 demo: .venv/examples  ## Train a small SiT on the digits with and without SRA; ends with a table and a picture
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -21,16 +21,20 @@ test: test-numpy test-torch test-jax  ## The core's suite on three backends, the
 
 quick: .venv/dev  ## In under a minute what most changes need: the core on NumPy, and the PyTorch adapter's contract
 	KERAS_BACKEND=numpy $(PYTEST) tests --ignore tests/adapters $(ONCE) --ignore tests/test_imports.py
-	KERAS_BACKEND=torch $(PYTEST) tests/adapters/torch/test_contract.py tests/adapters/torch/test_step.py
+	KERAS_BACKEND=torch $(PYTEST) tests/adapters/torch/test_contract.py tests/adapters/torch/test_term.py
 
 test-numpy: .venv/dev
 	KERAS_BACKEND=numpy $(PYTEST) tests --ignore tests/adapters $(ONCE)
 
-test-torch: .venv/dev
-	KERAS_BACKEND=torch $(PYTEST) tests --ignore tests/adapters/jax
+test-torch: .venv/dev  # a third worker: some tests wait for processes
+	KERAS_BACKEND=torch $(PYTEST) tests --ignore tests/adapters/jax -n 3
 
 test-jax: .venv/dev
 	KERAS_BACKEND=jax $(PYTEST) tests --ignore tests/adapters/torch $(ONCE)
+
+test-heavy: .venv/dev  ## What takes long and looks at what seldom changes: a few minutes more, before a release
+	KERAS_BACKEND=torch $(PYTEST) --heavy tests --ignore tests/adapters/jax
+	KERAS_BACKEND=jax $(PYTEST) --heavy tests/adapters/keras
 
 lint: .venv/dev  ## Style, format, types
 	$(BIN)/ruff check .

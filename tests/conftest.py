@@ -34,6 +34,7 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "only(*backends): the law makes sense on these backends alone"
     )
+    config.addinivalue_line("markers", "heavy: of a run of its own, with --heavy")
 
 
 CHOSEN = pytest.StashKey[str]()
@@ -81,13 +82,16 @@ def pytest_ignore_collect(collection_path):
 
 
 def pytest_collection_modifyitems(config, items):
-    """A test marked `only` does not exist on the other backends; nothing is ever skipped."""
+    """Some tests are of another backend or another run, and do not exist here; none is skipped."""
     backend = os.environ["KERAS_BACKEND"]
+    heavy = config.getoption("--heavy")
     here = []
     elsewhere = []
     for item in items:
         marker = item.get_closest_marker("only")
-        (elsewhere if marker and backend not in marker.args else here).append(item)
+        of_this_backend = marker is None or backend in marker.args
+        of_this_run = heavy == (item.get_closest_marker("heavy") is not None)
+        (here if of_this_backend and of_this_run else elsewhere).append(item)
     items[:] = here
     if elsewhere:
         config.hook.pytest_deselected(items=elsewhere)
@@ -101,6 +105,11 @@ COLUMNS = ["attach", "forward", "backward", "update", "compile", "checkpointing"
 
 
 def pytest_addoption(parser):
+    parser.addoption(
+        "--heavy",
+        action="store_true",
+        help="run the tests that take long and look at what seldom changes, and no others",
+    )
     parser.addoption(
         "--write-models",
         action="store_true",

@@ -398,6 +398,7 @@ def test_the_figures_are_drawn_from_the_committed_results(tmp_path):
     assert all(file.read_text() == (figures / file.name).read_text() for file in drawn)
 
 
+@pytest.mark.heavy
 def test_the_runs_behind_the_figures_run(tmp_path):
     figures = ROOT / "docs" / "figures"
     command = [sys.executable, str(figures / "runs.py"), "--steps", "10", "--out", str(tmp_path)]

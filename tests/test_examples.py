@@ -260,7 +260,9 @@ def test_a_killed_run_resumed_equals_the_uninterrupted_one_bit_for_bit(tmp_path:
     check_equal(load(tmp_path / "whole.pt"), load(checkpoint))
 
 
-@pytest.mark.parametrize("script", ["torch_sit.py", "keras_dit.py"])
+@pytest.mark.parametrize(
+    "script", ["torch_sit.py", pytest.param("keras_dit.py", marks=pytest.mark.heavy)]
+)
 def test_ctrl_c_leaves_a_checkpoint_to_resume_from(tmp_path: Path, script: str) -> None:
     example = (EXAMPLES / script, "--short", "--out", "stopped")
     process = start(tmp_path, *example, "--steps", 1_000_000, "--save-every", 5)
@@ -302,7 +304,15 @@ print(json.dumps({"aligned": losses(), "plain": losses("--no-sra"), "refused": r
 """
 
 
-@pytest.mark.parametrize("script", list(TRAINING)[1:])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "torch_diffusers_dit.py",
+        pytest.param("jax_nnx_sit.py", marks=pytest.mark.heavy),
+        pytest.param("jax_linen_dit.py", marks=pytest.mark.heavy),
+        pytest.param("jax_equinox_sit.py", marks=pytest.mark.heavy),
+    ],
+)
 def test_examples_train_without_sra_and_guide(tmp_path: Path, script: str) -> None:
     """Both arms start alike: SRA's draws are its own, and the first denoising loss is the same."""
     name = script.removesuffix(".py")
@@ -447,6 +457,7 @@ def test_accelerate_resumes_with_accumulation_in_bfloat16(tmp_path: Path) -> Non
     assert files == ["checkpoint", "samples.png"]
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("children_in_cpu_processes")
 def test_accelerate_runs_in_several_processes_and_without_sra(tmp_path: Path) -> None:
     example = (EXAMPLES / "torch_accelerate.py", "--short", "--steps", 4)
@@ -479,6 +490,7 @@ def test_lightning_resumes_bit_for_bit(tmp_path: Path) -> None:
     check_same_pictures(tmp_path)
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings(*(f"ignore:{re.escape(warning)}" for warning in LIGHTNING_WARNINGS))
 def test_lightning_runs_without_sra_and_refuses_other_settings(tmp_path: Path) -> None:
     example = (EXAMPLES / "lightning_sit.py", "--short")
@@ -581,6 +593,7 @@ METRICS = (
 VERDICTS = ("better with SRA", "worse with SRA", "lower", "higher", "spread")
 
 
+@pytest.mark.heavy
 def test_the_demo_prints_its_metrics_and_draws_its_picture(tmp_path: Path) -> None:
     text = succeed(tmp_path, EXAMPLES / "demo.py", "--short")
     for name in METRICS:

@@ -272,6 +272,7 @@ def test_the_suite_itself_fails_with_a_backend_that_it_does_not_know(tmp_path):
     assert "Received: KERAS_BACKEND='theano'. Run for instance: KERAS_BACKEND=torch pytest" in said
 
 
+@pytest.mark.heavy
 @pytest.mark.only("torch")
 @pytest.mark.parametrize(
     ("paths", "backend"),
@@ -283,12 +284,14 @@ def test_the_suite_chooses_a_backend_and_says_so(paths, backend, tmp_path):
     assert "error" not in said
 
 
+@pytest.mark.heavy
 @pytest.mark.only("torch")
 def test_the_suite_says_which_backend_was_asked_for(tmp_path):
     said = collected([TESTS / "test_layers.py"], tmp_path, "numpy")
     assert "selfalign: Keras backend numpy, by KERAS_BACKEND" in said
 
 
+@pytest.mark.heavy
 @pytest.mark.only("torch")
 def test_adapters_of_another_backend_are_not_collected(tmp_path):
     """Not even when the whole suite is: nothing of them is imported."""

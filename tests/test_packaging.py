@@ -117,3 +117,9 @@ def test_make_test_runs_every_file_on_the_backends_it_is_for():
         folders = tuple(f"tests/adapters/{name}/" for name in adapters)
         adapters_files = {file for file in files if folders and file.startswith(folders)}
         assert found[backend] == (core - once) | adapters_files, backend
+
+
+def test_every_path_in_the_makefile_exists():
+    named = re.findall(r"(?:tests|examples|studies|benchmarks|docs)/[\w/]+\.py", MAKEFILE)
+    assert len(named) > 10
+    assert [path for path in named if not (ROOT / path).exists()] == []

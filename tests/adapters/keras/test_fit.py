@@ -98,7 +98,7 @@ def test_mixed_precision(policy, loss, data):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:.*non-leaf Tensor", "ignore:.*Dynamo")
-@pytest.mark.parametrize("jit_compile", [True, False])
+@pytest.mark.parametrize("jit_compile", [pytest.param(True, marks=pytest.mark.heavy), False])
 def test_compiled_and_eager_fits_agree(data, jit_compile):
     """With the smallest of backbones: torch's compiler takes longer with each layer."""
     loss = selfalign.SRALoss(student_layer=1, teacher_layer=2)
