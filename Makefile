@@ -8,7 +8,7 @@ INSTALL = $(BIN)/python -m pip $(PIP)
 ONCE := --ignore tests/test_examples.py --ignore tests/test_packaging.py --ignore tests/test_docs.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo study test test-heavy quick test-numpy test-torch test-jax lint format models figures docs docs-check bench wheel smoke clean
+.PHONY: demo study test test-heavy quick test-numpy test-torch test-jax lint format models figures docs docs-check bench gpu gpu-packages wheel smoke clean
 
 demo: .venv/examples  ## Train a small SiT on the digits with and without SRA; ends with a table and a picture
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -68,6 +68,19 @@ bench: .venv/dev  ## A step with SRA against a plain one and one written by hand
 	$(BIN)/python benchmarks/bench_jax.py $(BENCH_JAX)
 	KERAS_BACKEND=torch $(BIN)/python benchmarks/bench_keras.py $(BENCH_KERAS)
 	KERAS_BACKEND=jax $(BIN)/python benchmarks/bench_keras.py $(BENCH_KERAS)
+
+# On a machine without a network, what `make gpu-packages` gathered beforehand stands in for the environment.
+CARRIED := $(wildcard packages/*.whl)
+gpu: $(if $(CARRIED),,.venv/dev)  ## All that wants a GPU, in eight minutes: right? what does it cost? SHORT=1 rehearses it on a CPU
+	$(if $(CARRIED),rm -rf packages/installed && $(PYTHON) -m pip install --quiet --no-index --no-deps --target packages/installed $(CARRIED))
+	$(if $(CARRIED),PYTHONPATH=packages/installed $(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --target packages/installed .)
+	$(if $(CARRIED),PYTHONPATH=packages/installed $(PYTHON),$(BIN)/python) benchmarks/gpu/run.py $(if $(SHORT),--short)
+
+gpu-packages: .venv/dev  ## The wheels of benchmarks/gpu/packages.txt, for Python 3.12 on Linux, into packages/
+	rm -rf packages
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --python-version 3.12 \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  --constraint constraints.txt --dest packages --requirement benchmarks/gpu/packages.txt
 
 wheel: .venv/dev
 	rm -rf dist && $(BIN)/python -m build --outdir dist

@@ -45,6 +45,13 @@ class Family(NamedTuple):
     layout: str
 
 
+# the linear path's time in what `timestep` is called in
+UNITS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "unit": lambda t: t,
+    "thousand": lambda t: 1000 * t,
+    "reversed": lambda t: 1 - t,
+    "reversed thousand": lambda t: 1000 - 1000 * t,
+}
 FAMILIES: dict[str, Family] = {}
 
 

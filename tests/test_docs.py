@@ -246,14 +246,16 @@ RUNS = {
     "docs/keras.md": Run(blocks("docs/keras.md"), KERAS_PAGE, KERAS_PAGE_CHECK, "torch"),
 }
 
+SELDOM = {"README.md, Keras on jax"}  # the same blocks as on torch
+NAMES = [pytest.param(n, marks=pytest.mark.heavy if n in SELDOM else []) for n in RUNS]
+
 
 def test_every_block_is_run():
     printed = sum(len(blocks(page.relative_to(ROOT))) for page in PAGES)
-    twice = "README.md, Keras on jax"  # the same blocks as on torch
-    assert printed == sum(len(run.code) for name, run in RUNS.items() if name != twice)
+    assert printed == sum(len(run.code) for name, run in RUNS.items() if name not in SELDOM)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", NAMES)
 def test_blocks_run(name, tmp_path):
     run = RUNS[name]
     script = tmp_path / "blocks.py"

@@ -211,17 +211,21 @@ def keras_arrays(file: Path) -> dict[str, np.ndarray]:
 # Resuming
 
 
+WHOLE = ("--steps", 12, "--out", "whole")
+HALVES = (("--steps", 5, "--out", "halves"), ("--steps", 12, "--out", "halves", "--resume"))
+SHALLOW = ("--depth", 3)  # a third of what compilers do in each run
+
+
 @pytest.mark.parametrize(("script", "checkpoint"), TRAINING.items())
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     tmp_path: Path, script: str, checkpoint: str
 ) -> None:
-    whole = ("--steps", 12, "--out", "whole")
-    first_half = ("--steps", 5, "--out", "halves")
-    text = succeed_in_turn(tmp_path, script, whole, first_half)
+    """The second half is a process of its own, as a user's is."""
+    first_half, second_half = HALVES
+    text = succeed_in_turn(tmp_path, script, (*SHALLOW, *WHOLE), (*SHALLOW, *first_half))
     assert str(Path("whole") / "samples.png") in text
     check_picture(tmp_path / "whole" / "samples.png")
-    second_half = ("--short", "--steps", 12, "--out", "halves", "--resume")
-    succeed(tmp_path, EXAMPLES / script, *second_half)
+    succeed(tmp_path, EXAMPLES / script, "--short", *SHALLOW, *second_half)
     check_same_checkpoint(tmp_path, checkpoint)
     check_same_pictures(tmp_path)
     files = sorted(file.name for file in (tmp_path / "halves").iterdir())
@@ -384,11 +388,12 @@ def test_keras_runs_and_resumes_bit_for_bit(
     tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KERAS_BACKEND", backend)
-    whole = ("--save-every", 4, "--steps", 8, "--out", "whole")
-    first_half = ("--save-every", 4, "--steps", 4, "--out", "halves")
+    options = (*SHALLOW, "--save-every", 4)
+    whole = (*options, "--steps", 8, "--out", "whole")
+    first_half = (*options, "--steps", 4, "--out", "halves")
     succeed_in_turn(tmp_path, "keras_dit.py", whole, first_half)
     second_half = ("--steps", 8, "--out", "halves", "--resume", "--guidance", 1.5)
-    succeed(tmp_path, EXAMPLES / "keras_dit.py", "--short", "--save-every", 4, *second_half)
+    succeed(tmp_path, EXAMPLES / "keras_dit.py", "--short", *options, *second_half)
     first, second = (
         keras_arrays(tmp_path / name / "checkpoint.keras") for name in ("whole", "halves")
     )
@@ -398,7 +403,8 @@ def test_keras_runs_and_resumes_bit_for_bit(
     check_picture(tmp_path / "halves" / "samples.png")
 
     keras_dit = importlib.import_module("keras_dit")
-    arguments = ["--short", "--out", str(tmp_path / "halves"), "--resume"]
+    out = str(tmp_path / "halves")
+    arguments = ["--short", *map(str, SHALLOW), "--out", out, "--resume"]
     with pytest.raises(SystemExit, match=f"{OTHER_SETTINGS} sra=True"):
         keras_dit.main(common.parse(keras_dit.PARSER, [*arguments, "--no-sra"]))
     (tmp_path / "halves" / "checkpoint.json").unlink()
@@ -444,10 +450,9 @@ def test_accelerate_resumes_with_accumulation_in_bfloat16(tmp_path: Path) -> Non
     options = ("--accumulate", 2, "--mixed-precision", "bf16")
     whole = (*options, "--steps", 8, "--out", "whole")
     first_half = (*options, "--steps", 3, "--out", "halves")
-    succeed_in_turn(tmp_path, "torch_accelerate.py", whole, first_half)
+    second_half = (*options, "--steps", 8, "--out", "halves", "--resume")
+    succeed_in_turn(tmp_path, "torch_accelerate.py", whole, first_half, second_half)
     check_picture(tmp_path / "whole" / "samples.png")
-    second_half = ("--steps", 8, "--out", "halves", "--resume")
-    succeed(tmp_path, EXAMPLES / "torch_accelerate.py", "--short", *options, *second_half)
     align = load(tmp_path / "whole" / "checkpoint" / "custom_checkpoint_0.pkl")
     assert align["step"] == 8  # of the EMA: not per micro-batch
     for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "run.json"):
@@ -476,11 +481,9 @@ def test_accelerate_runs_in_several_processes_and_without_sra(tmp_path: Path) ->
 def test_lightning_resumes_bit_for_bit(tmp_path: Path) -> None:
     whole = ("--accumulate", 2, "--steps", 8, "--out", "whole")
     first_half = ("--accumulate", 2, "--steps", 3, "--out", "halves")
-    succeed_in_turn(tmp_path, "lightning_sit.py", whole, first_half)
+    second_half = ("--accumulate", 2, "--steps", 8, "--out", "halves", "--resume")
+    succeed_in_turn(tmp_path, "lightning_sit.py", whole, first_half, second_half)
     check_picture(tmp_path / "whole" / "samples.png")
-    second_half = ("--steps", 8, "--out", "halves", "--resume")
-    example = (EXAMPLES / "lightning_sit.py", "--short", "--accumulate", 2)
-    succeed(tmp_path, *example, *second_half)
     first, second = (load(tmp_path / part / "checkpoint.ckpt") for part in ("whole", "halves"))
     for name in ("state_dict", "optimizer_states", "align", "settings", "global_step"):
         check_equal(first[name], second[name], name)  # beside them are Lightning's own counters

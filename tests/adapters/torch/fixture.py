@@ -10,6 +10,8 @@ from torch import nn
 
 from selfalign.adapters.torch import SelfAlignment
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 class Fixture:
     name = "torch"
@@ -53,7 +55,7 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList(Layer() for _ in range(reference.DEPTH))
 
     def forward(self, x, t, y):
-        angles = t[:, None] * torch.tensor(reference.FREQUENCIES)
+        angles = t[:, None] * torch.tensor(reference.FREQUENCIES, device=t.device)
         waves = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
         condition = waves @ self.time_kernel + self.labels[y]
         x = x @ self.in_kernel + self.in_bias + self.positions
@@ -79,12 +81,12 @@ def write(parameters, values):
 
 
 def arrays(parameters):
-    return {name: p.detach().numpy().copy() for name, p in parameters.items()}
+    return {name: p.detach().cpu().numpy().copy() for name, p in parameters.items()}
 
 
 def tensors(batch):
     return {
-        name: tensors(value) if isinstance(value, dict) else torch.tensor(value)
+        name: tensors(value) if isinstance(value, dict) else torch.tensor(value, device=DEVICE)
         for name, value in batch.items()
         if value is not None
     }
@@ -96,7 +98,7 @@ class Run:
     def __init__(self, loss, weights, projector, options):
         self.path = reference.noise_path(loss)
         self.several = isinstance(loss, list)
-        self.model = Model()
+        self.model = Model().to(DEVICE)
         write(self.model.named(), weights)
         options = {"width": reference.WIDTH, "log_metrics": True} | options
         self.align = SelfAlignment(self.model, loss, **options)
@@ -143,7 +145,7 @@ class Run:
         leaves = self.leaves()
         found = torch.autograd.grad(term, leaves.values(), allow_unused=True)
         pairs = zip(leaves.items(), found, strict=True)
-        return {n: np.zeros(p.shape) if g is None else g.numpy() for (n, p), g in pairs}
+        return {n: np.zeros(p.shape) if g is None else g.cpu().numpy() for (n, p), g in pairs}
 
     def weights(self):
         return arrays(self.model.named())

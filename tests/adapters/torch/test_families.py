@@ -7,19 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers_models import FAMILIES
+from diffusers_models import FAMILIES, UNITS
 from dit_models import hooks_on
 from torch.utils.checkpoint import checkpoint
 
 import selfalign
 from selfalign.adapters.torch import SelfAlignment
-
-UNITS = {
-    "unit": lambda t: t,
-    "thousand": lambda t: 1000 * t,
-    "reversed": lambda t: 1 - t,
-    "reversed thousand": lambda t: 1000 - 1000 * t,
-}
 
 
 class Case:

@@ -1,0 +1,47 @@
+"""A part of `make gpu`: the contract of adapters (tests/adapters/contract.py) on the GPU.
+
+    KERAS_BACKEND=jax python benchmarks/gpu/contract.py --out found.jsonl --adapter jax
+
+Terms, gradients, averages and five steps are compared with the NumPy reference, whose numbers are
+the CPU's in float64. In a rehearsal one case runs.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+from found import write
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Outcomes:
+    """Writes down each test as it ends."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.failed:
+            name = report.nodeid.partition("::")[2]
+            reason = {"error": report.longreprtext[-600:]} if report.failed else {}
+            write(self.out, name, ok=report.passed, seconds=round(report.duration, 2), **reason)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--adapter", choices=["torch", "jax", "keras"], required=True)
+    options = parser.parse_args()
+    suite = ROOT / "tests" / "adapters" / options.adapter / "test_contract.py"
+    chosen = ["-k", "five_steps and edm"] if options.short else []
+    arguments = ["-q", "-p", "no:xdist", f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")]
+    # what others warn of in their versions there is nothing that this part looks for
+    arguments += ["-o", "filterwarnings=default", *chosen, str(suite)]
+    sys.exit(pytest.main(arguments, plugins=[Outcomes(options.out)]))
+
+
+if __name__ == "__main__":
+    main()
