@@ -88,7 +88,8 @@ DIAGNOSTICS_CHECK = """
 assert layers.student < layers.teacher
 assert len(accuracies[0.5]) == len(between_layers) == len(between_times) == 6
 assert os.path.getsize("layers.png") and os.path.getsize("maps.png")
-assert open("log.csv").read().count("cosine") == len(loader) and float(factor) == 1
+from pathlib import Path
+assert Path("log.csv").read_text().count("cosine") == len(loader) and float(factor) == 1
 """
 OBJECTIVES = """
 x0, noise, t, y = make_batch()
@@ -174,12 +175,13 @@ assert not numpy.array_equal(mine, theirs)
 
 
 class Run(NamedTuple):
-    """Blocks that run in one process."""
+    """Blocks that run in one process: a new one, or this one, which has PyTorch already."""
 
     code: list[str]
     given: str = ""
     check: str = ""
     backend: str | None = None  # KERAS_BACKEND; None: selfalign chooses
+    here: bool = False
 
 
 def each_afresh(page):
@@ -199,7 +201,7 @@ def cheaper():
 README = blocks("README.md")
 START = blocks("docs/start.md")
 RUNS = {
-    "README.md, PyTorch": Run(README[:1], TORCH, "assert align.step == len(loader)"),
+    "README.md, PyTorch": Run(README[:1], TORCH, "assert align.step == len(loader)", here=True),
     "README.md, JAX": Run(README[1:2], JAX, "assert teacher.step == len(loader)"),
     "README.md, Keras on torch": Run(README[2:], KERAS, KERAS_CHECK, "torch"),
     "README.md, Keras on jax": Run(README[2:], KERAS, KERAS_CHECK, "jax"),
@@ -213,32 +215,41 @@ RUNS = {
     "docs/settings.md": Run(blocks("docs/settings.md")),
     "docs/from_official.md": Run(blocks("docs/from_official.md")),
     "docs/layersync.md": Run(
-        blocks("docs/layersync.md"), check="assert align.step == 1 and align.teacher is None"
+        blocks("docs/layersync.md"),
+        check="assert align.step == 1 and align.teacher is None",
+        here=True,
     ),
     "docs/repa.md": Run(
-        blocks("docs/repa.md"), check="assert align.step == 1 and target.shape == (4, 5, 12)"
+        blocks("docs/repa.md"),
+        check="assert align.step == 1 and target.shape == (4, 5, 12)",
+        here=True,
     ),
     "docs/objectives.md": Run(
         blocks("docs/objectives.md"),
         TORCH + OBJECTIVES,
         "assert align.step == 1 and len(align.metrics) == 18 and head.output_bias.shape == (12,)",
+        here=True,
     ),
     "docs/extending.md": Run(
         blocks("docs/extending.md"),
         check="assert average.keys() == model.state_dict().keys()",
-        backend="torch",
+        here=True,
     ),
     "docs/expect.md": Run(
         blocks("docs/expect.md"),
         TORCH + ATTACHED,
         "assert sorted(logged)[:2] == ['cosine', 'distance'] and align.step == 0",
+        here=True,
     ),
     "docs/torch.md": Run(
         each_afresh("docs/torch.md"), TORCH + ATTACHED + SHARDED + TORCH_PAGE, TORCH_PAGE_CHECK
     ),
     "docs/cheaper.md": Run(cheaper(), TORCH + ATTACHED + SHARDED + CHEAPER, CHEAPER_CHECK),
     "docs/diagnostics.md": Run(
-        blocks("docs/diagnostics.md"), TORCH + ATTACHED + DIAGNOSTICS, DIAGNOSTICS_CHECK
+        blocks("docs/diagnostics.md"),
+        TORCH + ATTACHED + DIAGNOSTICS,
+        DIAGNOSTICS_CHECK,
+        here=True,
     ),
     "docs/jax.md": Run(
         [block + JAX_NOTE for block in blocks("docs/jax.md")], JAX_PAGE, JAX_PAGE_CHECK
@@ -256,11 +267,16 @@ def test_every_block_is_run():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_blocks_run(name, tmp_path):
+def test_blocks_run(name, tmp_path, monkeypatch):
     run = RUNS[name]
-    script = tmp_path / "blocks.py"
     strict = "import os, warnings\nwarnings.simplefilter('error')"
-    script.write_text("\n".join([strict, run.given, *run.code, run.check]))
+    text = "\n".join([strict, run.given, *run.code, run.check])
+    if run.here:
+        monkeypatch.chdir(tmp_path)
+        exec(compile(text, name, "exec"), {"__name__": "__main__"})
+        return
+    script = tmp_path / "blocks.py"
+    script.write_text(text)
     environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
     environment["PYTHONPATH"] = str(ROOT / "tests")
     if run.backend:

@@ -216,7 +216,16 @@ HALVES = (("--steps", 5, "--out", "halves"), ("--steps", 12, "--out", "halves", 
 SHALLOW = ("--depth", 3)  # a third of what compilers do in each run
 
 
-@pytest.mark.parametrize(("script", "checkpoint"), TRAINING.items())
+SELDOM = ("jax_linen_dit.py", "jax_equinox_sit.py")  # resumed in the heavy run alone
+
+
+@pytest.mark.parametrize(
+    ("script", "checkpoint"),
+    [
+        pytest.param(*names, marks=pytest.mark.heavy if names[0] in SELDOM else [])
+        for names in TRAINING.items()
+    ],
+)
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     tmp_path: Path, script: str, checkpoint: str
 ) -> None:
@@ -230,6 +239,12 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     check_same_pictures(tmp_path)
     files = sorted(file.name for file in (tmp_path / "halves").iterdir())
     assert files == [checkpoint, "samples.png"]
+
+
+@pytest.mark.parametrize("script", SELDOM)
+def test_examples_train_and_draw(tmp_path: Path, script: str) -> None:
+    succeed(tmp_path, EXAMPLES / script, "--short", *SHALLOW, *WHOLE)
+    check_picture(tmp_path / "whole" / "samples.png")
 
 
 @pytest.fixture
@@ -246,6 +261,7 @@ def torch_sit_run(*arguments: str) -> torch_sit.Run:
     return torch_sit.Run(common.load_data(settings), settings)
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_resumed_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     """Killed without warning, amid an epoch and past its last checkpoint."""

@@ -27,13 +27,13 @@ BATCHES = {"B": 128, "XL": 48, "L": 64}  # in the order of their turns
 QUIET = Console(quiet=True)
 
 
-def step(name: str, size: Size, count: int, options: argparse.Namespace) -> Figures:
+def step(name: str, size: Size, count: int, side: int, options: argparse.Namespace) -> Figures:
     """Each arm's time and memory, against the plain step and each other."""
-    model = torch_arms.make_model(size, 16, DEVICE)
-    batch = torch_arms.make_batch(count, 16, DEVICE)
+    model = torch_arms.make_model(size, side, DEVICE)
+    batch = torch_arms.make_batch(count, side, DEVICE)
     loss = selfalign.SRALoss.preset(f"SiT-{name}/2")
     arms = dict(torch_arms.ARMS)
-    if not torch_arms.encoder_is_installed():
+    if options.short or not torch_arms.encoder_is_installed():
         del arms["REPA-style"]
     found = bench.compare(model, batch, loss, arms, options)
     floor = found["floor"]["ratio"]
@@ -81,15 +81,18 @@ def ema(size: Size, rounds: int) -> Figures:
 
 def main() -> None:
     given = parse(__doc__)
-    options = argparse.Namespace(bf16=True, compile=not given.short, rounds=3 if given.short else 7)
+    rounds, side = (3, 4) if given.short else (7, 16)  # side: tokens along one
+    options = argparse.Namespace(
+        bf16=True, compile=not given.short, rounds=rounds, short=given.short
+    )
     torch.set_float32_matmul_precision("high")
     sizes = {name: (SIZES[name], count) for name, count in BATCHES.items()}
     if given.short:
-        sizes = {"B": (Size(64, 4, 4), 2)}  # with B's preset: layers of a model as shallow as this
+        sizes = {"B": (Size(64, 12, 4), 2)}  # as deep as B: its preset has layers 4 and 8
     for name, (size, count) in sizes.items():
-        measured = functools.partial(step, name, size, count, options)
+        measured = functools.partial(step, name, size, count, side, options)
         attempt(given.out, f"SiT-{name}/2: a step", measured)
-        attempt(given.out, f"SiT-{name}/2: the EMA", functools.partial(ema, size, options.rounds))
+        attempt(given.out, f"SiT-{name}/2: the EMA", functools.partial(ema, size, rounds))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ FLOAT32 = 1e-4
 BFLOAT16 = 5e-2
 FLOAT16 = 1e-2
 
-Wrap = Callable[[nn.Module], nn.Module]  # around the model, after attaching
+Prepare = Callable[[nn.Module], nn.Module]  # before attaching
+Wrap = Callable[[nn.Module, SelfAlignment], nn.Module]  # after it; what the loop calls
 
 
 class Training(NamedTuple):
@@ -46,8 +47,8 @@ class Training(NamedTuple):
 
     tolerance: float
     attach: dict[str, Any] = {}  # noqa: RUF012
-    prepare: Wrap = lambda model: model  # before attaching
-    wrap: Wrap = lambda model: model
+    prepare: Prepare = lambda model: model
+    wrap: Wrap = lambda model, align: model
     autocast: torch.dtype | None = None
     scaled: bool = False
 
@@ -93,7 +94,7 @@ def train(way: Training, device: torch.device) -> Numbers:
     with torch.no_grad():
         for p in align.projector.parameters():
             p.copy_(0.1 * torch.randn(p.shape))
-    forward = way.wrap(model)
+    forward = way.wrap(model, align)
     parameters = [*model.parameters(), *align.projector.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.05, foreach=False)
     scaler = torch.amp.GradScaler(device.type, enabled=way.scaled)
@@ -153,20 +154,26 @@ def checkpointed(model: nn.Module) -> nn.Module:
     return model
 
 
-def sharded(model: nn.Module) -> nn.Module:
-    """FSDP2, in a group of one process."""
+def sharded(model: nn.Module, align: SelfAlignment) -> nn.Module:
+    """FSDP2, in a group of one process: the model and its teacher alike."""
     from torch.distributed.fsdp import fully_shard
 
-    for block in model.blocks:
-        fully_shard(block)
-    return fully_shard(model)
+    for whole in (model, align.teacher):
+        for block in whole.blocks:
+            fully_shard(block)
+        fully_shard(whole)
+    return model
 
 
-def parallel(model: nn.Module) -> nn.Module:
+def parallel(model: nn.Module, align: SelfAlignment) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model)
 
 
-def graphed(model: nn.Module) -> nn.Module:
+def compiled(model: nn.Module, align: SelfAlignment) -> nn.Module:
+    return torch.compile(model)
+
+
+def graphed(model: nn.Module, align: SelfAlignment) -> nn.Module:
     return torch.compile(model, mode="reduce-overhead")
 
 
@@ -184,9 +191,9 @@ def ways() -> dict[str, Training]:
             BFLOAT16, {"teacher": EMATeacher(dtype=bfloat16)}
         ),
         "DDP": Training(FLOAT32, wrap=parallel),
-        "FSDP2": Training(FLOAT32, prepare=sharded),
+        "FSDP2": Training(FLOAT32, wrap=sharded),
         "compile=True": Training(FLOAT32, {"compile": True}),
-        "compiled model, compile=True": Training(FLOAT32, {"compile": True}, wrap=torch.compile),
+        "compiled model, compile=True": Training(FLOAT32, {"compile": True}, wrap=compiled),
         "CUDA graphs": Training(FLOAT32, {"compile": {"mode": "reduce-overhead"}}, wrap=graphed),
     }
 
