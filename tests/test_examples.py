@@ -324,15 +324,8 @@ print(json.dumps({"aligned": losses(), "plain": losses("--no-sra"), "refused": r
 """
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "torch_diffusers_dit.py",
-        pytest.param("jax_nnx_sit.py", marks=pytest.mark.heavy),
-        pytest.param("jax_linen_dit.py", marks=pytest.mark.heavy),
-        pytest.param("jax_equinox_sit.py", marks=pytest.mark.heavy),
-    ],
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("script", list(TRAINING)[1:])
 def test_examples_train_without_sra_and_guide(tmp_path: Path, script: str) -> None:
     """Both arms start alike: SRA's draws are its own, and the first denoising loss is the same."""
     name = script.removesuffix(".py")
@@ -399,7 +392,7 @@ def test_both_arms_in_keras_start_alike() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")
-@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.heavy)])
 def test_keras_runs_and_resumes_bit_for_bit(
     tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

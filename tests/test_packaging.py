@@ -106,6 +106,7 @@ def collected(backend, arguments):
     return set(re.findall(r"^tests/.*\btest_\w+\.py$", done.stdout, re.M))
 
 
+@pytest.mark.heavy
 def test_make_test_runs_every_file_on_the_backends_it_is_for():
     """A path that is ignored by mistake would be green."""
     found = {backend: collected(backend, arguments) for backend, arguments in RUNS}
