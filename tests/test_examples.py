@@ -211,9 +211,15 @@ def keras_arrays(file: Path) -> dict[str, np.ndarray]:
 # Resuming
 
 
-WHOLE = ("--steps", 12, "--out", "whole")
-HALVES = (("--steps", 5, "--out", "halves"), ("--steps", 12, "--out", "halves", "--resume"))
-SHALLOW = ("--depth", 3)  # a third of what compilers do in each run
+SHALLOW = ("--depth", 3)  # of four blocks: compilers have a quarter less to do
+
+
+def whole_and_halves(first: int, last: int, *options: object) -> tuple[tuple[object, ...], ...]:
+    """The arguments of an uninterrupted run, and of the same in two halves."""
+    whole = (*options, "--steps", last, "--out", "whole")
+    first_half = (*options, "--steps", first, "--out", "halves")
+    second_half = (*options, "--steps", last, "--out", "halves", "--resume")
+    return whole, first_half, second_half
 
 
 SELDOM = ("jax_linen_dit.py", "jax_equinox_sit.py")  # resumed in the heavy run alone
@@ -230,11 +236,11 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     tmp_path: Path, script: str, checkpoint: str
 ) -> None:
     """The second half is a process of its own, as a user's is."""
-    first_half, second_half = HALVES
-    text = succeed_in_turn(tmp_path, script, (*SHALLOW, *WHOLE), (*SHALLOW, *first_half))
+    whole, first_half, second_half = whole_and_halves(5, 12, *SHALLOW)
+    text = succeed_in_turn(tmp_path, script, whole, first_half)
     assert str(Path("whole") / "samples.png") in text
     check_picture(tmp_path / "whole" / "samples.png")
-    succeed(tmp_path, EXAMPLES / script, "--short", *SHALLOW, *second_half)
+    succeed(tmp_path, EXAMPLES / script, "--short", *second_half)
     check_same_checkpoint(tmp_path, checkpoint)
     check_same_pictures(tmp_path)
     files = sorted(file.name for file in (tmp_path / "halves").iterdir())
@@ -243,7 +249,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
 
 @pytest.mark.parametrize("script", SELDOM)
 def test_examples_train_and_draw(tmp_path: Path, script: str) -> None:
-    succeed(tmp_path, EXAMPLES / script, "--short", *SHALLOW, *WHOLE)
+    whole, _, _ = whole_and_halves(5, 12, *SHALLOW)
+    succeed(tmp_path, EXAMPLES / script, "--short", *whole)
     check_picture(tmp_path / "whole" / "samples.png")
 
 
@@ -397,12 +404,9 @@ def test_keras_runs_and_resumes_bit_for_bit(
     tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KERAS_BACKEND", backend)
-    options = (*SHALLOW, "--save-every", 4)
-    whole = (*options, "--steps", 8, "--out", "whole")
-    first_half = (*options, "--steps", 4, "--out", "halves")
+    whole, first_half, second_half = whole_and_halves(4, 8, *SHALLOW, "--save-every", 4)
     succeed_in_turn(tmp_path, "keras_dit.py", whole, first_half)
-    second_half = ("--steps", 8, "--out", "halves", "--resume", "--guidance", 1.5)
-    succeed(tmp_path, EXAMPLES / "keras_dit.py", "--short", *options, *second_half)
+    succeed(tmp_path, EXAMPLES / "keras_dit.py", "--short", *second_half, "--guidance", 1.5)
     first, second = (
         keras_arrays(tmp_path / name / "checkpoint.keras") for name in ("whole", "halves")
     )
@@ -457,10 +461,7 @@ def test_ddp_refuses_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_accelerate_resumes_with_accumulation_in_bfloat16(tmp_path: Path) -> None:
     options = ("--accumulate", 2, "--mixed-precision", "bf16")
-    whole = (*options, "--steps", 8, "--out", "whole")
-    first_half = (*options, "--steps", 3, "--out", "halves")
-    second_half = (*options, "--steps", 8, "--out", "halves", "--resume")
-    succeed_in_turn(tmp_path, "torch_accelerate.py", whole, first_half, second_half)
+    succeed_in_turn(tmp_path, "torch_accelerate.py", *whole_and_halves(3, 8, *options))
     check_picture(tmp_path / "whole" / "samples.png")
     align = load(tmp_path / "whole" / "checkpoint" / "custom_checkpoint_0.pkl")
     assert align["step"] == 8  # of the EMA: not per micro-batch
@@ -488,10 +489,7 @@ def test_accelerate_runs_in_several_processes_and_without_sra(tmp_path: Path) ->
 
 
 def test_lightning_resumes_bit_for_bit(tmp_path: Path) -> None:
-    whole = ("--accumulate", 2, "--steps", 8, "--out", "whole")
-    first_half = ("--accumulate", 2, "--steps", 3, "--out", "halves")
-    second_half = ("--accumulate", 2, "--steps", 8, "--out", "halves", "--resume")
-    succeed_in_turn(tmp_path, "lightning_sit.py", whole, first_half, second_half)
+    succeed_in_turn(tmp_path, "lightning_sit.py", *whole_and_halves(3, 8, "--accumulate", 2))
     check_picture(tmp_path / "whole" / "samples.png")
     first, second = (load(tmp_path / part / "checkpoint.ckpt") for part in ("whole", "halves"))
     for name in ("state_dict", "optimizer_states", "align", "settings", "global_step"):

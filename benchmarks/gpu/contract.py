@@ -6,12 +6,11 @@ Terms, gradients, averages and five steps are compared with the NumPy reference,
 the CPU's in float64. In a rehearsal one case runs.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import pytest
-from found import write
+from found import command_line, write
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,15 +29,13 @@ class Outcomes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--short", action="store_true")
+    parser = command_line(__doc__)
     parser.add_argument("--adapter", choices=["torch", "jax", "keras"], required=True)
     options = parser.parse_args()
     suite = ROOT / "tests" / "adapters" / options.adapter / "test_contract.py"
     chosen = ["-k", "five_steps and edm"] if options.short else []
     arguments = ["-q", "-p", "no:xdist", f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")]
-    # what others warn of in their versions there is nothing that this part looks for
+    # versions may be others there than those that the suite is green on, and warn of other things
     arguments += ["-o", "filterwarnings=default", *chosen, str(suite)]
     sys.exit(pytest.main(arguments, plugins=[Outcomes(options.out)]))
 

@@ -1,6 +1,8 @@
 """A part of `make gpu`: what a step with SRA costs in JAX at the papers' sizes, in bfloat16.
 
-python benchmarks/gpu/cost_jax.py --out found.jsonl
+    python benchmarks/gpu/cost_jax.py --out found.jsonl
+
+The arms of bench_jax_sit.py, in turns.
 """
 
 import functools

@@ -18,11 +18,16 @@ class Options(NamedTuple):
     short: bool  # a rehearsal: smallest sizes, on whatever device there is
 
 
-def parse(description: str | None) -> Options:
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """The options that every part has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--short", action="store_true")
-    return Options(**vars(parser.parse_args()))
+    return parser
+
+
+def parse(description: str | None) -> Options:
+    return Options(**vars(command_line(description).parse_args()))
 
 
 def write(out: Path, name: str, **figures: Any) -> None:

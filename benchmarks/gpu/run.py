@@ -56,14 +56,14 @@ PARTS = (
 )
 
 
-def hardware() -> str:
-    """The GPU's name, or the machine's where there is none."""
+def gpu() -> str | None:
+    """The GPU's name and driver; None where there is none."""
     try:
         command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
         found = subprocess.run(command, capture_output=True, text=True, check=True)
         return found.stdout.splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
-        return f"no GPU: {platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        return None
 
 
 def run(part: Part, out: Path, short: bool) -> Figures:
@@ -148,8 +148,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs") / "gpu")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    name = gpu()
     result: Figures = {
-        "hardware": hardware(),
+        "hardware": name or f"no GPU: {platform.machine()}, {os.cpu_count()} cores",
         "date": time.strftime("%Y-%m-%d"),
         "short": options.short,
         "parts": {},
@@ -164,7 +165,7 @@ def main() -> None:
             result["parts"][part.title] = found
             (options.out / "gpu.json").write_text(json.dumps(result, indent=1))
             print("\n".join(lines_of(part.title, found)), flush=True)
-    if not options.short and "no GPU" not in result["hardware"]:
+    if name and not options.short:
         write_page(result)
     wrong = [title for title, found in result["parts"].items() if not is_right(found)]
     if wrong:
