@@ -28,6 +28,7 @@ from ._checks import check_array, check_choice, check_number, check_same, incomp
 from .distances import check_features
 from .ema import ema_update
 from .heads import PROJECTOR, Head, check_params
+from .masks import check_mask, check_weights
 from .objective import Objective
 from .objectives import from_settings
 from .sources import EMATeacher, Given, LaterLayer, Nothing, Source
@@ -69,9 +70,11 @@ __all__ = [
     "apply_head",
     "check_choice",
     "check_features",
+    "check_mask",
     "check_number",
     "check_objective",
     "check_same",
+    "check_weights",
     "converted",
     "ema_update",
     "from_settings",

@@ -4,46 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ._backend import dtype_of, on_backend, ops
-from ._checks import check_array, check_choice, check_number, invalid
+from ._backend import on_backend, ops
+from ._checks import check_choice, check_number, invalid
+from ._tokens import check_features as check_features
+from ._tokens import cosine_of
 from .masks import masked_mean as masked_mean
 from .typing import Distance, Tensor, Tokens
-
-_EPSILON = 1e-12  # floor of a squared norm: features shorter than 1e-6 count as zero
-
-
-def check_features(side: str, tokens: Tokens) -> None:
-    """Tokens of one side, "student" or "target": [B, N, D], floating point, not empty.
-
-    Raises:
-        ValueError: another shape.
-        TypeError: no tensor, or no floating-point numbers.
-
-    Example:
-        >>> import numpy as np, selfalign
-        >>> selfalign.distances.check_features("student", np.ones((2, 3, 4)))
-    """
-    if not hasattr(tokens, "shape"):
-        check_array(f"The {side}'s tokens", tokens)
-    shape = tuple(tokens.shape)
-    if len(shape) != 3:
-        raise invalid(
-            "Tokens must have the shape [B, N, D]",
-            f"{side} tokens of shape {shape}",
-            "Flatten the token grid, or select the features in the adapter.",
-        )
-    if 0 in shape:
-        raise invalid(
-            "Tokens must not be empty",
-            f"{side} tokens of shape {shape}",
-            "Skip empty batches in the training loop.",
-        )
-    dtype = dtype_of(tokens)
-    if "float" not in dtype:
-        raise TypeError(
-            f"Tokens must be floating point. Received: {side} tokens of dtype {dtype}. "
-            "Pass a block's features, not indices."
-        )
 
 
 def check_tokens(student: Tokens, target: Tokens) -> None:
@@ -73,21 +39,17 @@ def check_same_shape(student: Tokens, target: Tokens) -> None:
         )
 
 
-def _unit(tokens: Tokens, axis: int) -> Tokens:
-    squared = ops.sum(ops.square(tokens), axis=axis, keepdims=True)
-    return tokens * ops.rsqrt(ops.maximum(squared, _EPSILON))
-
-
-def _cosine(student: Tokens, target: Tokens, axis: int = -1) -> Tensor:
-    # Half the squared distance of unit vectors is 1 - cos, but exactly 0 for equal inputs and
-    # never below 0.
-    difference = _unit(student, axis) - _unit(target, axis)
-    return 0.5 * ops.sum(ops.square(difference), axis=axis)
+def _both_ways(student: Tokens, target: Tokens, axis: int) -> Tensor:
+    """`cosine_of`, with a gradient in proportion on both sides."""
+    values = cosine_of(student, ops.stop_gradient(target), axis)
+    back = cosine_of(target, ops.stop_gradient(student), axis)
+    return values + (back - ops.stop_gradient(back))
 
 
 def _smooth_l1(student: Tokens, target: Tokens, beta: float) -> Tensor:
     d = ops.abs(student - target)
-    return ops.mean(ops.where(d < beta, ops.square(d) / (2 * beta), d - beta / 2), axis=-1)
+    parabola = ops.square(ops.minimum(d, beta)) / (2 * beta)  # what is not taken fits, too
+    return ops.mean(ops.where(d < beta, parabola, d - beta / 2), axis=-1)
 
 
 def _l1(student: Tokens, target: Tokens) -> Tensor:
@@ -114,9 +76,10 @@ def cosine(student: Tokens, target: Tokens) -> Tensor:
         target: tokens [B, N, D].
 
     Returns:
-        Distances [B, N] in [0, 2], float32; unchanged when a token of either side is scaled. A
-        token of norm zero has no direction: it is at 0 from another zero token and at 0.5 from
-        every other.
+        Distances [B, N] in [0, 2], float32; unchanged when a token of either side is scaled, also
+        where its squares do not fit into float32. A token of norm zero (below 8e-34) has no
+        direction: it is at 0 from another zero token and at 0.5 from every other. The gradient
+        grows as 1 / norm; a token shorter than a fiftieth of the usual gets that of the usual norm.
 
     Raises:
         ValueError: tokens not of one shape [B, N, D], or empty.
@@ -130,7 +93,7 @@ def cosine(student: Tokens, target: Tokens) -> Tensor:
 
     Reference: the authors' later advice for SRA (arXiv 2505.02831); REPA, arXiv 2410.06940.
     """
-    return _cosine(*_float32(student, target), axis=-1)
+    return _both_ways(*_float32(student, target), axis=-1)
 
 
 def cosine_distances(student: Tokens, target: Tokens) -> Tensor:
@@ -142,7 +105,7 @@ def cosine_distances(student: Tokens, target: Tokens) -> Tensor:
         >>> float(selfalign.distances.cosine_distances(tokens, tokens)[0, 0])
         0.0
     """
-    return _cosine(ops.cast(student, "float32"), ops.cast(target, "float32"), axis=-1)
+    return cosine_of(ops.cast(student, "float32"), ops.cast(target, "float32"), axis=-1)
 
 
 @on_backend
@@ -158,7 +121,7 @@ def token_axis_cosine(student: Tokens, target: Tokens) -> Tensor:
         >>> selfalign.distances.token_axis_cosine(tokens, tokens).shape == (2, 4)
         True
     """
-    return _cosine(*_float32(student, target), axis=1)
+    return _both_ways(*_float32(student, target), axis=1)
 
 
 @on_backend
@@ -219,11 +182,13 @@ def l2(student: Tokens, target: Tokens) -> Tensor:
 
 # The arithmetic behind the names, for tokens that are checked and in float32.
 DISTANCES: dict[str, Callable[..., Tensor]] = {
-    "cosine": _cosine,
+    "cosine": cosine_of,
     "smooth_l1": _smooth_l1,
     "l1": _l1,
     "l2": _l2,
-    "token_axis_cosine": lambda student, target: ops.mean(_cosine(student, target, axis=1), axis=1),
+    "token_axis_cosine": lambda student, target: ops.mean(
+        cosine_of(student, target, axis=1), axis=1
+    ),
 }
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from ._backend import on_backend, ops
+import math
+
+from ._backend import dtype_of, extremes, on_backend, ops
 from ._checks import check_array, invalid
+from ._tokens import scale
 from .typing import Mask, Scalar, Tensor
 
 
@@ -21,7 +24,8 @@ def masked_mean(values: Tensor, mask: Mask = None) -> Scalar:
         A scalar in the dtype of `values`.
 
     Raises:
-        ValueError: a mask of another shape.
+        ValueError: a mask of another shape, or weights that are negative or not finite.
+        TypeError: a mask that is no tensor of booleans or numbers.
 
     Example:
         >>> import numpy as np, selfalign
@@ -29,11 +33,12 @@ def masked_mean(values: Tensor, mask: Mask = None) -> Scalar:
         >>> float(selfalign.masks.masked_mean(values, np.array([True, False])))
         2.0
     """
+    check_mask(mask, tuple(values.shape))
     return mean_over_mask(values, mask)
 
 
 def mean_over_mask(values: Tensor, mask: Mask) -> Scalar:
-    """`masked_mean`, for tensors of the backend.
+    """`masked_mean`, for tensors of the backend; of the mask only the shape is checked.
 
     Example:
         >>> import numpy as np, selfalign
@@ -42,21 +47,39 @@ def mean_over_mask(values: Tensor, mask: Mask) -> Scalar:
     """
     if mask is None:
         return ops.mean(values)
-    check_mask(mask, tuple(values.shape))
-    shape = tuple(mask.shape)
-    weights = ops.cast(mask, "float32")
-    if len(shape) < len(values.shape):
+    _check_shape(mask, tuple(values.shape))
+    weights = weights_of(mask)
+    if len(mask.shape) < len(values.shape):
         values = ops.mean(values, axis=1)
     total = ops.sum(weights)
     return ops.sum(values * weights) / ops.where(total == 0, 1.0, total)
 
 
+def weights_of(mask: Tensor) -> Tensor:
+    """The weights that a mask stands for, up to a common factor, in float32.
+
+    Where a weight is negative all of them are NaN, so that it stays visible where nobody can look.
+
+    Example:
+        >>> import keras, selfalign
+        >>> [float(x) for x in selfalign.masks.weights_of(keras.ops.array([True, False]))]
+        [1.0, 0.0]
+    """
+    weights = ops.cast(mask, "float32")
+    if dtype_of(mask) == "bool":
+        return weights
+    weights = weights * scale(weights, axis=tuple(range(len(mask.shape))))
+    return weights + 0.0 * ops.sqrt(ops.stop_gradient(ops.min(weights)))
+
+
 def check_mask(mask: Mask, shape: tuple[int, ...]) -> None:
     """A mask for values of `shape`, [B, N] or [B]: raises otherwise.
 
+    Weights are read only where that is free: traced ones and those on a GPU pass.
+
     Raises:
-        ValueError: a mask of another shape.
-        TypeError: no tensor.
+        ValueError: a mask of another shape, or weights that are negative or not finite.
+        TypeError: no tensor, or one that holds no numbers.
 
     Example:
         >>> import numpy as np, selfalign
@@ -65,10 +88,39 @@ def check_mask(mask: Mask, shape: tuple[int, ...]) -> None:
     if mask is None:
         return
     check_array("mask", mask)
+    _check_shape(mask, shape)
+    dtype = dtype_of(mask)
+    if dtype == "bool":
+        return
+    if not dtype.startswith(("float", "bfloat", "int", "uint")):
+        raise TypeError(
+            f"mask must hold booleans or weights. Received: dtype {dtype}. Pass booleans, or real "
+            "numbers of at least 0."
+        )
+    check_weights(extremes(mask))
+
+
+def check_weights(found: tuple[float, float] | None) -> None:
+    """Weights from the smallest to the largest that was found: raises unless they are weights.
+
+    Example:
+        >>> import selfalign
+        >>> selfalign.masks.check_weights((0.0, 1.0))
+    """
+    if found is not None and not (found[0] >= 0 and found[1] < math.inf):
+        raise invalid(
+            "mask must hold booleans, or finite weights of at least 0",
+            f"values from {found[0]:g} to {found[1]:g}",
+            "Pass 0 where a sample or token is to be left out.",
+        )
+
+
+def _check_shape(mask: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(mask.shape) not in (shape, shape[:1]):
         raise invalid(
             "mask must have the shape [B] (samples) or [B, N] (tokens)",
             f"{tuple(mask.shape)}, for distances of shape {shape}",
-            "With a distance that does not tell tokens apart, such as the token-axis cosine, only "
-            "a mask over samples has a meaning.",
+            "Give one value for each sample of the batch, or for each of its tokens. With a "
+            "distance that does not tell tokens apart, such as the token-axis cosine, only a mask "
+            "over samples has a meaning.",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ._backend import ops
+from ._tokens import length
 from .distances import cosine_distances
 from .typing import Mask, Metrics, Scalar, Tokens
 
@@ -45,5 +46,5 @@ def measured(objective: Comparing, student: Tokens, target: Tokens | None) -> Me
 
 
 def _health(side: str, tokens: Tokens) -> Metrics:
-    norms = ops.norm(ops.cast(tokens, "float32"), axis=-1)
+    norms = length(ops.cast(tokens, "float32"))
     return {f"{side}_norm": ops.mean(norms), f"{side}_finite": ops.all(ops.isfinite(tokens))}

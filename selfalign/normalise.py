@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from ._backend import on_backend, ops, widened
 from ._checks import check_choice, invalid
+from ._tokens import scale
 from .distances import check_features
-from .masks import check_mask
+from .masks import check_mask, weights_of
 from .typing import Mask, Tensor, Tokens
 
 _EPSILON = 1e-6  # added to a standard deviation; a feature that never changes becomes 0
@@ -51,8 +52,10 @@ def _standardise(target: Tokens, mask: Mask) -> Tokens:
             'Pass normalise="none".',
         )
     target = widened(target)
+    target = target * _scale(target, mask, axes=(0, 1))
     centred = target - _mean(target, mask, axes=(0, 1))
-    deviation = ops.sqrt(_mean(ops.square(centred), mask, axes=(0, 1)))
+    squares = ops.square(_counted(centred, mask))
+    deviation = ops.sqrt(_mean(squares, mask, axes=(0, 1)))
     return centred / (deviation + _EPSILON)
 
 
@@ -90,20 +93,39 @@ def _centre(target: Tokens, mask: Mask) -> Tokens:
             'Enlarge the batch, or pass normalise="none".',
         )
     target = widened(target)
-    return target - _mean(target, mask, axes=(0,))
+    factor = _scale(target, mask, axes=(0,))
+    return target - _mean(target * factor, mask, axes=(0,)) / factor
+
+
+def _scale(values: Tensor, mask: Mask, axes: tuple[int, ...]) -> Tensor:
+    """Factors of at most 1 by which squares of the values that count fit into float32."""
+    factor = ops.minimum(scale(_counted(values, mask), axes), 1.0)
+    return ops.cast(factor, values.dtype)
 
 
 def _mean(values: Tensor, mask: Mask, axes: tuple[int, ...]) -> Tensor:
     """The mean over `axes`, which are kept; weighted by the mask."""
     if mask is None:
         return ops.mean(values, axis=axes, keepdims=True)
-    weights = ops.cast(mask, values.dtype)
+    weights = _weights(values, mask)
+    total = ops.sum(weights, axis=axes, keepdims=True)
+    weighted = ops.sum(_counted(values, mask) * weights, axis=axes, keepdims=True)
+    return weighted / ops.where(total == 0, 1.0, total)
+
+
+def _weights(values: Tensor, mask: Tensor) -> Tensor:
+    """The weights of the mask [B, N, 1]."""
+    weights = ops.cast(weights_of(mask), values.dtype)
     missing = 3 - len(mask.shape)
     weights = ops.reshape(weights, tuple(mask.shape) + (1,) * missing)
-    weights = weights * ops.ones_like(values[..., :1])
-    total = ops.sum(weights, axis=axes, keepdims=True)
-    weighted = ops.sum(values * weights, axis=axes, keepdims=True)
-    return weighted / ops.where(total == 0, 1.0, total)
+    return weights * ops.ones_like(values[..., :1])
+
+
+def _counted(values: Tensor, mask: Mask) -> Tensor:
+    """0 in place of the values that the mask leaves out, however large they are."""
+    if mask is None:
+        return values
+    return ops.where(_weights(values, mask) == 0, ops.zeros_like(values), values)
 
 
 # What the names mean, for tokens of the backend.

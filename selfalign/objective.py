@@ -153,8 +153,9 @@ class Objective(Configured):
             A scalar; NaN or infinite where a feature is (`metrics` tells on which side).
 
         Raises:
-            ValueError: tokens not of one shape [B, N, D], empty, a mask of another shape, a
-                schedule without a step, a target that is missing or not wanted.
+            ValueError: tokens not of one shape [B, N, D], empty, a mask of another shape or with
+                weights that are negative or not finite, a schedule without a step, a target that is
+                missing or not wanted.
             TypeError: integer tokens, or tensors of another framework than Keras's backend.
 
         Example:
@@ -165,6 +166,7 @@ class Objective(Configured):
         """
         check_features("student", student_tokens)
         self._check_target(student_tokens, target_tokens)
+        masks.check_mask(mask, tuple(student_tokens.shape)[:2])
         return self.weigh(self.compare(student_tokens, target_tokens, mask), step)
 
     @on_backend
@@ -217,6 +219,8 @@ class Objective(Configured):
         check_params(self.head, params, student_tokens)
         projected = self.head.apply(params, student_tokens)
         self._check_target(projected, target_tokens)
+        if mask is not None:
+            masks.check_mask(mask, tuple(projected.shape)[:2])
         metrics = measured(self, projected, target_tokens) if logged else {}
         return self.compare(projected, target_tokens, mask), metrics
 
@@ -277,7 +281,6 @@ class TokenObjective(Objective):
         target = ops.cast(ops.stop_gradient(target), "float32")
         change = normalise.NORMALISATIONS[self.normalise]
         if change is not None:
-            masks.check_mask(mask, tuple(student.shape)[:2])
             target = change(target, mask)
         values = self._distances(student, target)
         return ops.mean(values) if mask is None else masks.mean_over_mask(values, mask)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from selfalign.adapting import Metrics, invalid, paths
+from selfalign.adapting import Metrics, check_weights, invalid, paths
 
 from .arguments import tensors_in
 from .average import HALF
@@ -37,6 +37,12 @@ def begin(term: Term, seen: StudentPass, x0: torch.Tensor, t: torch.Tensor, trai
             block = part.student.block
             part.head.to(next(block.parameters(), x0).device)  # the model may have been moved
             broadcast(part.head)
+
+
+def check_weights_elsewhere(mask: torch.Tensor | None) -> None:
+    """The weights of a mask that is not on the CPU: reading them waits for the device."""
+    if mask is not None and getattr(mask, "is_cuda", False):
+        check_weights((float(mask.min()), float(mask.max())))
 
 
 def build_heads(term: Term, seen: StudentPass, x0: torch.Tensor) -> bool:

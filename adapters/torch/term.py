@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfalign.adapting import EMATeacher, Metrics, given_targets
+from selfalign.adapting import EMATeacher, Metrics, check_mask, given_targets
 
 from . import first_steps
 from .arguments import Arguments
@@ -109,6 +109,7 @@ class Term:
         seen = self._take_pass(trains)
         if self.starting:
             first_steps.begin(self, seen, x0, t, trains)
+            first_steps.check_weights_elsewhere(mask)
         students = self._student_tokens(seen, x0, trains)
         targets: Tokens = {}
         if self.asks_caller or target_tokens is not None:
@@ -204,7 +205,8 @@ class Term:
                 target = self.read(part.target, seen, seen.outputs, x0).detach()
             part_mask = mask
             if part.from_teacher and self.fraction < 1.0 and target is not None:
-                if mask is not None and len(mask) == len(student):
+                if mask is not None:
+                    check_mask(mask, tuple(student.shape)[:2])
                     part_mask = mask[: len(target)]
                 student = student[: len(target)]
             params = dict(part.head._parameters)

@@ -502,6 +502,20 @@ def test_bad_input_is_refused(adapter, what):
         assert re.search(r"Received: .+\. .+", str(caught.value), re.S)
 
 
+def test_a_mask_with_a_negative_weight_is_refused(adapter):
+    """Inside jit, where nobody can look at them, the term is NaN."""
+    mask = sample_mask().astype("float32")
+    mask[0] = -1
+    run = attached(adapter, "sra")
+    batch = {**batches("sra")[0], "loss_mask": mask}
+    if offered(adapter, "values of masks"):
+        message = r"finite weights of at least 0\. Received: values from .*\. Pass 0 where"
+        with pytest.raises(ValueError, match=message):
+            run.step(batch)
+    else:
+        assert np.isnan(run.step(batch))
+
+
 def test_an_option_of_the_first_edition_says_the_new_one(adapter):
     if offered(adapter, "old options"):
         assert adapter.old_options
@@ -531,7 +545,7 @@ def test_the_fixture_is_whole(adapter):
 
 
 def test_what_is_lacking_has_a_reason(adapter):
-    known = {"gradients", "old options", *REFUSALS}
+    known = {"gradients", "old options", "values of masks", *REFUSALS}
     assert set(adapter.lacks) <= known
     for what in adapter.lacks:
         assert not offered(adapter, what)

@@ -1,10 +1,14 @@
 """Distances, masks and normalisations."""
 
+import numpy as np
+
 import selfalign
-from selfalign import distances, normalise
+from selfalign import distances, masks, normalise
 
-from .common import CONVERT, SPELLING, both, ones, sra, tokens
+from .common import CONVERT, SPELLING, both, layersync, ones, sra, tokens
 
+WEIGHTS = "mask must hold booleans, or finite weights of at least 0"
+LEFT_OUT = "Pass 0 where a sample or token is to be left out."
 PAPER_BETA = "The paper takes 0.05."
 MASK = "mask must have the shape [B] (samples) or [B, N] (tokens)"
 ONLY_SAMPLES = (
@@ -56,6 +60,34 @@ CASES = {
         MASK,
         "(3,), for distances of shape (2, 3)",
         ONLY_SAMPLES,
+    ),
+    "a negative weight": (
+        lambda: sra()(*both(2, 3, 4), mask=ones(2) - 2),
+        ValueError,
+        WEIGHTS,
+        "values from -1 to -1",
+        LEFT_OUT,
+    ),
+    "a weight that is not finite": (
+        lambda: masks.masked_mean(ones(2, 3), ones(2, 3) * float("inf")),
+        ValueError,
+        WEIGHTS,
+        "values from inf to inf",
+        LEFT_OUT,
+    ),
+    "a weight that is no number": (
+        lambda: layersync().evaluate({}, *both(2, 3, 4), mask=ones(2) * float("nan")),
+        ValueError,
+        WEIGHTS,
+        "values from nan to nan",
+        LEFT_OUT,
+    ),
+    "complex weights": (
+        lambda: masks.check_mask(np.ones(2, "complex64"), (2, 3)),
+        TypeError,
+        "mask must hold booleans or weights",
+        "dtype complex64",
+        "Pass booleans, or real numbers of at least 0.",
     ),
     "mask over features": (
         lambda: sra()(tokens(2, 3, 4), tokens(2, 3, 4), mask=ones(2, 3, 4)),

@@ -21,6 +21,7 @@ class Fixture:
     lacks: ClassVar = {
         "a target for LayerSync": "The user's forward gives the later layer's tokens, and the user "
         "passes them as target_tokens.",
+        "values of masks": "The step is jitted: nobody can look at a mask that is traced.",
         "old options": "The functions of the first edition have kept their options.",
     }
 
