@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -267,6 +267,7 @@ class SelfAlignment(Attached):
         """Projector, teacher, step, seed and settings: what a resumed run needs beside the model.
 
         Of the teacher, averages at the EMA's precision, and nothing that is frozen in the model.
+        Tensors are copies: training on does not change a state.
 
         Example:
             >>> import torch, selfalign
@@ -278,14 +279,17 @@ class SelfAlignment(Attached):
         """
         return state.saved(self._term)
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any], changed: Iterable[str] = ()) -> None:
         """Take back what `state_dict` gave. Everything is checked first: an error changes nothing.
 
+        Args:
+            saved: the state.
+            changed: settings that may differ from the saved ones, such as ("weight", "decay").
+
         Raises:
-            ValueError: missing or unknown entries, other settings, or tensors of other names or
-                shapes.
+            ValueError: what is no state, other settings, or tensors of other names or shapes.
 
         Example: `align.load_state_dict(torch.load("checkpoint.pt")["align"])`.
         """
-        state.load(self._term, saved)
+        state.load(self._term, saved, changed)
         self._watch.start_anew()

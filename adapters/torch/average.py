@@ -14,8 +14,11 @@ from torch import nn
 
 from selfalign.adapting import check_number, invalid
 
-from .pairing import Pairing
+from .arguments import tensors_in
+from .buffers import put, saved_buffers
+from .pairing import Pairing, buffer_owners, named_inside
 from .sharding import check_whole, local, release
+from .stopping import Cut
 
 HALF = (torch.float16, torch.bfloat16)
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_checkpoint_wrapped_module)\.")
@@ -77,18 +80,6 @@ class EMATeacher:
             )
 
 
-class Cut(nn.Module):
-    """Stands where a block was that the teacher does not need."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse to run."""
-        raise invalid(
-            "This teacher serves alignment only: it was cut after its layer",
-            "a forward past it",
-            "Build SelfAlignment without truncate=True to sample from the EMA.",
-        )
-
-
 class Average:
     """The teacher module and its averages.
 
@@ -109,8 +100,9 @@ class Average:
         self.student = student
         self.dtype = options.dtype
         self.started = False
-        self.frozen = {name for name, p in student.named_parameters() if not p.requires_grad}
-        self.dtypes = {name: p.dtype for name, p in student.named_parameters()}
+        named = named_inside(student.named_parameters())
+        self.frozen = {name for name, p in named.items() if not p.requires_grad}
+        self.dtypes = {name: p.dtype for name, p in named.items()}
         self.module = _copied(student, later if options.truncate else ())
         self.beside: dict[str, torch.Tensor] = {}
         for name, p in self._own().items():
@@ -125,8 +117,8 @@ class Average:
 
     def _own(self) -> dict[str, torch.Tensor]:
         """The teacher's own parameters, by name."""
-        named = self.module.named_parameters()
-        return {name: p for name, p in named if name not in self.frozen}
+        named = named_inside(self.module.named_parameters())
+        return {name: p for name, p in named.items() if name not in self.frozen}
 
     def _note_versions(self) -> None:
         self.versions = {id(p): p._version for p in self._own().values()}
@@ -201,19 +193,32 @@ class Average:
             pairing.check()
         return pairing
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The teacher's own tensors, averages in place of half-precision parameters."""
+    def state(self) -> dict[str, torch.Tensor]:
+        """The teacher's own tensors themselves, averages in place of half-precision parameters."""
         if not self.started:
             self._adopt()
-        tensors = only_tensors(self.module.state_dict())
+        tensors = named_inside(only_tensors(self.module.state_dict()).items())
         own = {name: tensor for name, tensor in tensors.items() if name not in self.frozen}
         return {name: self.beside.get(name, tensor) for name, tensor in own.items()}
 
+    def buffers(self) -> dict[str, torch.Tensor | None]:
+        """The buffers that a state may hold: of the teacher, and those that it will get."""
+        owners = buffer_owners(self.student, self.module)
+        return {path: mine.get(name) for path, mine, name in saved_buffers(owners)}
+
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `state_dict` gave."""
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `state` gave, checked before. Buffers become what they were there."""
+        own = self.state()
+        device = next(self.module.parameters()).device
+        places = list(saved_buffers(buffer_owners(self.student, self.module)))
+        for path, kept, name in places:
+            if path in state:
+                old = kept.get(name)
+                like = state[path].to(device) if old is None else state[path].to(old)
+                put(kept, name, like)
+        for name in own.keys() - {path for path, _, _ in places}:
+            own[name].copy_(state[name])
         self.started = True
         own = self._own()
         _write_back([(own[name], average) for name, average in self.beside.items()])
@@ -229,6 +234,12 @@ def _copied(student: nn.Module, cut: Iterable[str]) -> nn.Module:
     """A copy of the model in evaluation mode, which holds what is frozen in common with it."""
     kept: dict[int, Any] = {id(student.get_submodule(path)): Cut() for path in cut}
     kept |= {id(p): p for p in student.parameters() if not p.requires_grad}
+    for (
+        module
+    ) in student.modules():  # what a forward has left there cannot be copied with its graph
+        for _, tensor in tensors_in(vars(module)):
+            if not tensor.is_leaf:
+                kept[id(tensor)] = tensor.detach().clone()
     copied = copy.deepcopy(student, kept).requires_grad_(False).eval()
     _check_forwards(copied)
     return copied

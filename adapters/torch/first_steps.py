@@ -13,6 +13,7 @@ from selfalign.adapting import Metrics, check_weights, invalid, paths
 
 from .arguments import tensors_in
 from .average import HALF
+from .buffers import buffers_kept
 from .comparing import close
 from .replaying import Batch
 from .sharding import broadcast, world
@@ -62,7 +63,7 @@ def recording(term: Term, model: nn.Module) -> Iterator[None]:
     kept = dict(recorder.passes)
     recorder.passes.clear()
     try:
-        with torch.no_grad(), evaluating(model), random_streams_kept(), _buffers_kept(model):
+        with torch.no_grad(), evaluating(model), random_streams_kept(), buffers_kept(model):
             yield
         seen = recorder.passes.get(False)
         for part in term.parts:
@@ -75,17 +76,6 @@ def recording(term: Term, model: nn.Module) -> Iterator[None]:
     finally:
         recorder.passes.clear()
         recorder.passes.update(kept)
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put the model's buffers back afterwards."""
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in kept:
-            buffer.copy_(value)
 
 
 def precision_for(dtype: torch.dtype, autocast: Autocast) -> Autocast:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 from selfalign.adapting import invalid
 
 from .average import HALF, check_same_tensors, plain_names
+from .buffers import follow
+from .pairing import buffer_owners
 
 
 class Followed:
@@ -35,8 +38,9 @@ class Followed:
         self.shadow = given if hasattr(given, "shadow_params") else None
         self.module = _shadowed(student, given) if self.shadow is not None else _inner(given)
         if self.shadow is None:
-            theirs = plain_names(self.module.state_dict())
-            check_same_tensors("teacher=", theirs, plain_names(student.state_dict()))
+            theirs = plain_names(dict(self.module.named_parameters(remove_duplicate=False)))
+            mine = plain_names(dict(student.named_parameters(remove_duplicate=False)))
+            check_same_tensors("teacher=", theirs, mine)  # its buffers are the user's business
             _check_precision(self.module)
 
     def start(self, trains: bool) -> None:
@@ -47,13 +51,19 @@ class Followed:
             p.data = average  # EMAModel replaces its tensors when it is loaded or moved
 
     def update(self, decay: float) -> None:
-        """Nothing: the user does it."""
+        """Nothing: the user does it. Of a list of parameters, buffers are the model's."""
+        if self.shadow is not None:
+            follow(buffer_owners(self.student, self.module).values())
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, torch.Tensor]:
         """Empty: the user saves it."""
         return {}
 
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+    def buffers(self) -> dict[str, torch.Tensor | None]:
+        """None that are saved."""
+        return {}
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Nothing."""
 
 

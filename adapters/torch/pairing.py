@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from selfalign.adapting import invalid
 
+from .buffers import Owner, follow
 from .sharding import local
+from .stopping import Cut
 
+T = TypeVar("T")
 _DTYPE = operator.attrgetter("dtype")
 _DEVICE = operator.attrgetter("device")
 _TRAINS = operator.attrgetter("requires_grad")
+_WRAPPED = {"_orig_mod", "_checkpoint_wrapped_module"}  # what wrappers call the block inside
 
 
 class Pairing:
@@ -25,7 +29,7 @@ class Pairing:
     `is_fresh` sees whether modules or parameters have been replaced since.
 
     Args:
-        student: the model.
+        student: the model. Its blocks may be wrapped by now: names are those inside wrappers.
         teacher: its EMA.
         frozen: names of the parameters that the teacher has in common with the model.
         beside: averages of the teacher's parameters that are not averages themselves, by name.
@@ -43,8 +47,9 @@ class Pairing:
         beside: Mapping[str, torch.Tensor],
         dtypes: Mapping[str, torch.dtype],
     ) -> None:
-        named = dict(student.named_parameters())
-        own = {name: p for name, p in teacher.named_parameters() if name not in frozen}
+        named = named_inside(student.named_parameters())
+        teachers = named_inside(teacher.named_parameters())
+        own = {name: p for name, p in teachers.items() if name not in frozen}
         _check_kept(named, frozen | own.keys())
         self.frozen = {name: named[name] for name in frozen}
         self.students: list[torch.Tensor] = [named[name] for name in own]
@@ -54,7 +59,7 @@ class Pairing:
         self.sharded = any(hasattr(p, "to_local") for p in (*named.values(), *own.values()))
         self.dtypes = [dtypes[name] for name in own]
         self.slots = _slots(student, teacher)
-        self.buffers = _buffers(student, teacher)
+        self.owners = buffer_owners(student, teacher)
         self.average_dtypes = list(map(_DTYPE, self.averages))
         self.check()
         sources = self.sources()
@@ -112,8 +117,7 @@ class Pairing:
 
     def copy_buffers(self) -> None:
         """Make the teacher's buffers those of the model, as they are now."""
-        for mine, theirs, name in self.buffers:
-            mine[name].copy_(theirs[name])
+        follow(self.owners.values())
 
 
 def _check_kept(named: Mapping[str, torch.Tensor], wanted: set[str]) -> None:
@@ -139,12 +143,26 @@ def _slots(*models: nn.Module) -> tuple[list[Any], list[str], list[Any]]:
     return owners, names, values
 
 
-def _buffers(student: nn.Module, teacher: nn.Module) -> list[tuple[Any, Any, str]]:
-    """Where teacher and model keep each buffer, and its name there."""
-    found = []
-    modules = dict(student.named_modules(remove_duplicate=False))
-    for path, module in teacher.named_modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                found.append((module._buffers, modules[path]._buffers, name))
-    return found
+def buffer_owners(student: nn.Module, teacher: nn.Module) -> dict[str, Owner]:
+    """The teacher's modules, each with the model's in its place; without what was cut."""
+    modules = named_inside(student.named_modules(remove_duplicate=False))
+    owners = {}
+    for path, module in named_inside(teacher.named_modules()).items():
+        if path in modules and not isinstance(module, Cut):
+            owners[path] = (module, modules[path])
+    return owners
+
+
+def named_inside(named: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """By name, as if no block was wrapped by torch.compile or for checkpointing.
+
+    A wrapper has its block's name; the block comes after it, and stays.
+    """
+    return {name_inside(name): value for name, value in named}
+
+
+def name_inside(name: str) -> str:
+    """A name without wrappers' parts of it."""
+    if not any(part in name for part in _WRAPPED):
+        return name
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED)

@@ -1,15 +1,23 @@
-"""What a resumed run needs beside the model: saved, checked, and taken back."""
+"""What a resumed run needs beside the model: saved, and taken back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from selfalign.adapting import invalid
 
-from .average import check_same_tensors
+from .checking_state import (
+    check_count,
+    check_named,
+    check_settings,
+    check_shapes,
+    check_tensors,
+    mapping,
+)
+from .pairing import name_inside
 from .parts import Part, head_seed
 
 if TYPE_CHECKING:
@@ -17,15 +25,24 @@ if TYPE_CHECKING:
 
 # settings that states of the first edition lack, at the values that they had
 _ADDED = {"kind": "sra", "name": None, "normalise": "none"}
+Saved = dict[str, torch.Tensor]
 
 
 def saved(term: Term) -> dict[str, Any]:
-    """The state of an alignment: see `SelfAlignment.state_dict`.
+    """The state of an alignment: see `SelfAlignment.state_dict`. Its tensors are copies."""
+    state = _present(term)
+    for name in ("projector", "teacher"):
+        state[name] = {key: tensor.detach().clone() for key, tensor in state[name].items()}
+    return state
+
+
+def _present(term: Term) -> dict[str, Any]:
+    """The state with the tensors themselves.
 
     A head without parameters yet is not in it: it gets them from the seed.
     """
     average = term.average
-    projector: dict[str, torch.Tensor] = {}
+    projector: Saved = {}
     for part in term.parts:
         if part.head.built:
             values = part.head.state_dict()
@@ -36,33 +53,42 @@ def saved(term: Term) -> dict[str, Any]:
         "seed": term.seed,
         "terms": term.terms,
         "projector": projector,
-        "teacher": {} if average is None else average.state_dict(),
+        "teacher": {} if average is None else average.state(),
     }
 
 
-def load(term: Term, state: Mapping[str, Any]) -> None:
-    """Take back a state. Everything is checked first: an error changes nothing."""
-    mine = saved(term)
-    if state.keys() != mine.keys():
+def load(term: Term, state: Mapping[str, Any], changed: Iterable[str]) -> None:
+    """Take back a state. Everything is checked first: an error changes nothing.
+
+    Args:
+        term: what takes it.
+        state: the user's.
+        changed: names of the settings that may differ.
+    """
+    mine = _present(term)
+    given = mapping("The state", state)
+    if given.keys() != mine.keys():
         raise invalid(
             "The state must be one of SelfAlignment.state_dict()",
-            f"entries {sorted(state)}",
+            f"entries {sorted(map(str, given))}",
             f"Pass a dict with {sorted(mine)}.",
         )
     added = {} if term.several else _ADDED
-    _check_settings(_flat(added | state["settings"]), _flat(mine["settings"]))
-    heads = _checked_heads(term, state["projector"], mine["projector"])
-    check_same_tensors("The state's teacher", state["teacher"], mine["teacher"])
-    seed = int(state["seed"])
+    check_settings({**added, **mapping("Settings", given["settings"])}, mine["settings"], changed)
+    for name in ("step", "seed", "terms"):
+        check_count(name, given[name])
+    heads = _checked_heads(term, mapping("The projector", given["projector"]), mine["projector"])
+    teacher = _checked_teacher(term, mapping("The teacher", given["teacher"]), mine["teacher"])
+
     for index, part in enumerate(term.parts):
-        part.head.seed = head_seed(seed, index, part.name)
+        part.head.seed = head_seed(given["seed"], index, part.name)
         if heads[part.name]:
             part.head.take_back(heads[part.name])
     if term.average is not None:
-        term.average.load_state_dict(state["teacher"])
-    term.seed = seed
-    term.step = int(state["step"])
-    term.terms = int(state["terms"])
+        term.average.load(teacher)
+    term.seed = given["seed"]
+    term.step = given["step"]
+    term.terms = given["terms"]
     term.starting = True
 
 
@@ -71,53 +97,35 @@ def _prefix(term: Term, part: Part) -> str:
     return f"{part.name}." if term.several else ""
 
 
-def _checked_heads(
-    term: Term, theirs: Mapping[str, torch.Tensor], mine: Mapping[str, torch.Tensor]
-) -> dict[str, dict[str, torch.Tensor]]:
-    """The saved parameters by head; those of a head without parameters are compared by name."""
-    heads = {}
+def _checked_heads(term: Term, theirs: Mapping[str, Any], mine: Saved) -> dict[str, Saved]:
+    """The saved parameters by head; a head without parameters takes none, or any that fit it."""
+    heads: dict[str, Saved] = {}
     expected: dict[str, Any] = dict(mine)
     for part in term.parts:
         prefix = _prefix(term, part)
         names = part.head.objective.head.names
         heads[part.name] = {n: theirs[prefix + n] for n in names if prefix + n in theirs}
         if heads[part.name] and not part.head.built:
-            expected |= {prefix + name: theirs.get(prefix + name) for name in names}
-    what = "The state's projector"
-    missing = [name for name, value in expected.items() if value is None]
-    if missing:
-        rule = f"{what} must have the same tensors as this model"
-        raise invalid(rule, f"no {missing[0]!r}", "Use the objectives that they were saved from.")
-    check_same_tensors(what, theirs, expected)
+            expected |= dict.fromkeys((prefix + name for name in names), None)
+    check_named("The state's projector", theirs, expected)
+    check_tensors("The state's projector", theirs, expected)
+    for part in term.parts:
+        if heads[part.name] and not part.head.built:
+            check_shapes(part.head.objective, heads[part.name])
     return heads
+
+
+def _checked_teacher(term: Term, theirs: Mapping[str, Any], mine: Saved) -> Saved:
+    """The saved averages and buffers; these may have grown, come or gone."""
+    plain = {name_inside(str(name)): value for name, value in theirs.items()}
+    buffers = {} if term.average is None else term.average.buffers()
+    parameters = {name: tensor for name, tensor in mine.items() if name not in buffers}
+    check_named("The state's teacher", plain, parameters, buffers)
+    check_tensors("The state's teacher", plain, {**parameters, **buffers}, buffers)
+    return plain
 
 
 def _settings(term: Term) -> dict[str, Any]:
     """The objectives' settings and the tapped modules; of a list, by name."""
     by_name = {part.name: {**part.objective.settings(), "taps": part.taps()} for part in term.parts}
     return by_name if term.several else next(iter(by_name.values()))
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by name; those of a list of objectives as "name/setting"."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and "kind" in value:
-            flat |= {f"{name}/{key}": inner for key, inner in value.items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def _check_settings(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    differing = [
-        f"{name} {theirs.get(name)!r:.80} instead of {ours.get(name)!r:.80}"
-        for name in sorted({*theirs, *ours})
-        if theirs.get(name) != ours.get(name)
-    ]
-    if differing:
-        raise invalid(
-            "The state must come from the same settings",
-            ", ".join(differing),
-            "Build the loss with the settings that were saved, or start afresh.",
-        )

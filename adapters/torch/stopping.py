@@ -17,6 +17,18 @@ class Stopped(Exception):
     """Ends a forward that need not go on."""
 
 
+class Cut(nn.Module):
+    """Stands where a block was that the teacher does not need."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse to run."""
+        raise invalid(
+            "This teacher serves alignment only: it was cut after its layer",
+            "a forward past it",
+            "Build SelfAlignment without truncate=True to sample from the EMA.",
+        )
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and each module's own mode afterwards."""

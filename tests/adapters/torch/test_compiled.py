@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 from dit_models import DiT, TimeTableDiT, make_batch, seen
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import selfalign
 from selfalign import SRALoss, schedules
-from selfalign.adapters.torch import SelfAlignment
+from selfalign.adapters.torch import EMATeacher, SelfAlignment
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo's, at a hook
 EAGER = {"backend": "eager", "fullgraph": True}  # traced whole, and run as it was traced
@@ -22,7 +23,7 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-def trained(align, forward=None, steps=3, size=4):
+def trained(align, forward=None, steps=3, size=4, dtype=torch.float32):
     """The terms of some training steps, on draws that do not depend on the options."""
     model = align.model
     forward = model if forward is None else forward
@@ -30,7 +31,8 @@ def trained(align, forward=None, steps=3, size=4):
     terms = []
     torch.manual_seed(1)
     for _ in range(steps):
-        batch = make_batch(size)
+        x0, noise, *others = make_batch(size)
+        batch = (x0.to(dtype), noise.to(dtype), *others)
         prediction = forward(*seen(batch))
         terms.append(align(*batch))
         (prediction.square().mean() + terms[-1]).backward()
@@ -101,6 +103,57 @@ def test_blocks_wrapped_by_compile_before_attaching():
     model(hidden_states=x_t, timestep=t, return_dict=False, **condition)
     align(x0, noise, t, loss_mask=torch.ones(2, family.tokens)).backward()
     assert model.transformer_blocks[0].attn.to_q.weight.grad.any()
+
+
+def compiled_by(backend):
+    return lambda block: torch.compile(block, backend=backend)
+
+
+def checkpointed(block):
+    return checkpoint_wrapper(block)
+
+
+def both(block):
+    return torch.compile(checkpointed(block), backend="eager")
+
+
+WRAPPED = [
+    (compiled_by("eager"), torch.bfloat16),
+    (compiled_by("aot_eager"), torch.float32),
+    (checkpointed, torch.float32),
+    (both, torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize(("wrap", "dtype"), WRAPPED)
+def test_blocks_wrapped_after_attaching(wrap, dtype):
+    """The taps see them, the averages follow them, and names in states stay."""
+    model = DiT(depth=2).to(dtype)
+    options = {
+        "seed": 3,
+        "teacher": EMATeacher(dtype=torch.bfloat16 if dtype.itemsize == 4 else None),
+    }
+    plain = SelfAlignment(copy.deepcopy(model), SRA, **options)
+    align = SelfAlignment(model, SRA, **options)
+    expected = trained(plain, dtype=dtype)
+    before = trained(align, steps=1, dtype=dtype)
+    for n, block in enumerate(model.blocks):
+        model.blocks[n] = wrap(block)
+    after = trained(align, steps=2, dtype=dtype)
+    assert align.step == 3
+    assert torch.equal(before, expected[:1])
+    assert torch.isfinite(after).all()
+    state = align.state_dict()
+    assert state["teacher"].keys() == plain.state_dict()["teacher"].keys()
+    plain.load_state_dict(state)
+    trained(align, steps=1, dtype=dtype)
+    now = align.state_dict()["teacher"]
+    assert any(not torch.equal(now[name], tensor) for name, tensor in state["teacher"].items())
+    align.load_state_dict(state)
+    align.detach()
+    again = SelfAlignment(model, SRA, **options)  # wrapped before attaching
+    again.load_state_dict(state)
+    assert again.step == 3
 
 
 # What compile= compiles

@@ -2,10 +2,14 @@
 
 import copy
 import io
+import math
 
 import pytest
 import torch
-from dit_models import DiT, make_batch
+from dit_models import DiT, make_batch, seen
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
 import selfalign
 from selfalign.adapters.torch import EMATeacher, SelfAlignment
@@ -172,3 +176,179 @@ def test_state_of_another_width_changes_nothing(loop, loss):
         other.load_state_dict(loop.align.state_dict())
     after = other.state_dict()["projector"]
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+# Any one leaf that is wrong
+
+
+def leaves(state, path=()):
+    """Paths of all leaves of a state, and of what holds them."""
+    found = [path] if path else []
+    if isinstance(state, dict):
+        for name, value in state.items():
+            found += leaves(value, (*path, name))
+    return found
+
+
+def wrong_for(value, path, draw):
+    """Something else in the place of a leaf."""
+    general = [None, "many", [1], object(), math.nan]
+    if isinstance(value, torch.Tensor):
+        tensors = [
+            torch.full_like(value, math.nan),
+            torch.full_like(value, -math.inf),
+            value.long(),
+            value.to(torch.complex64),
+            value.bool(),
+            value.to("meta"),
+            value[..., None],
+            value.flatten()[1:],
+            value.to_sparse(),
+            value.numpy(),
+        ]
+        return draw(st.sampled_from([*general, *tensors]))
+    if path[0] in ("step", "seed", "terms"):
+        counts = [-1, 1.5, 2.0, True, math.inf, torch.tensor(1), torch.ones(2), b"1"]
+        return draw(st.sampled_from([*general, *counts]))
+    others = [{}, torch.ones(3), "other", 17, not value, [torch.ones(2)]]
+    wrong = draw(st.sampled_from([*general, *others]))
+    return "other" if type(wrong) is type(value) and wrong == value else wrong
+
+
+@pytest.fixture(scope="module")
+def victim():
+    """An alignment, and a state that fits it."""
+    torch.manual_seed(0)
+    model = DiT(depth=4)
+    model.register_buffer("table", torch.randn(3, 2))
+    align = SelfAlignment(model, LOSSES["sra"])
+    batch = make_batch()
+    model(*seen(batch))
+    align(*batch)
+    return align, align.state_dict()
+
+
+def exact(value):
+    """Something that compares bit for bit."""
+    if isinstance(value, dict):
+        return {name: exact(inner) for name, inner in value.items()}
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_state_with_one_wrong_leaf_is_refused_and_changes_nothing(victim, data):
+    align, state = victim
+    before = exact(align.state_dict())
+    wrong = copy.deepcopy(state)
+    *way, last = path = data.draw(st.sampled_from(leaves(state)))
+    place = wrong
+    for name in way:
+        place = place[name]
+    kind = data.draw(st.sampled_from(["replaced", "replaced", "gone", "another"]))
+    if kind == "gone":
+        del place[last]
+    elif kind == "another":
+        place["unknown"] = place[last]
+    else:
+        place[last] = wrong_for(place[last], path, data.draw)
+    named = ("kind", "name", "normalise")  # the first edition lacks them
+    if path[0] == "settings" and last in named and kind == "gone":
+        return
+    with pytest.raises(ValueError, match=r"^The |^Settings ") as caught:
+        align.load_state_dict(wrong)
+    assert str(caught.value).count(". Received: ") == 1
+    assert exact(align.state_dict()) == before
+
+
+@pytest.mark.parametrize("state", [None, 5, "align", [], torch.ones(2), {}, {1: 2, "a": 3}])
+def test_what_is_no_state(loop, state):
+    with pytest.raises(ValueError, match=r"^The state must be .*Received: "):
+        loop.align.load_state_dict(state)
+
+
+def test_a_state_in_half_precision_is_taken_back(loop, loss):
+    state = loop.align.state_dict()
+    for part in ("projector", "teacher"):
+        state[part] = {name: tensor.half() for name, tensor in state[part].items()}
+    other = SelfAlignment(DiT(), loss)
+    other.load_state_dict(state)
+    for name, tensor in other.state_dict()["teacher"].items():
+        assert tensor.dtype == torch.float32
+        torch.testing.assert_close(tensor, state["teacher"][name].float())
+
+
+class Narrow(nn.Module):
+    """Blocks that do not tell their width."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Identity() for _ in range(4))
+
+
+def test_a_head_without_width_takes_what_fits_some_width():
+    loss = selfalign.LayerSyncLoss(student_layer=1, teacher_layer=3, projector=True)
+    state = SelfAlignment(DiT(), loss).state_dict()
+    whole = copy.deepcopy(state)
+    unknown = SelfAlignment(Narrow(), loss)
+    assert not unknown.projector.built
+    state["projector"]["hidden_bias"] = state["projector"]["hidden_bias"][1:]
+    with pytest.raises(ValueError, match=r"projector must have the same tensors.*fit no width"):
+        unknown.load_state_dict(state)
+    unknown.load_state_dict(whole)
+    assert unknown.projector.built
+
+
+def test_a_state_stays_as_it_is_while_training_goes_on(loop, batch):
+    loop.step(batch)
+    state = loop.align.state_dict()
+    before = exact(state)
+    for _ in range(2):
+        loop.step(batch)
+    assert exact(state) == before
+    loop.align.load_state_dict(state)
+    assert exact(loop.align.state_dict()) == before
+
+
+# Settings that may differ
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight": 0.2},
+        {"decay": 0.5},
+        {"weight": selfalign.schedules.Warmup(7), "decay": selfalign.schedules.DecayWarmup(0.9)},
+        {"max_gap": 0.1, "random_gap": False},
+    ],
+)
+def test_a_run_goes_on_with_other_settings_where_that_is_asked_for(loop, batch, options):
+    loop.step(batch)
+    state = loop.align.state_dict()
+    other = SelfAlignment(DiT(), selfalign.SRALoss(student_layer=2, teacher_layer=4, **options))
+    with pytest.raises(ValueError, match=r"if the change is meant, .*changed=\('") as caught:
+        other.load_state_dict(state)
+    assert all(repr(name) in str(caught.value) for name in options)
+    other.load_state_dict(state, changed=tuple(options))
+    assert other.step == 1
+
+
+def test_other_settings_may_not_differ(loop):
+    state = loop.align.state_dict()
+    for name in ("student_layer", "path", "distance", "taps", "weights", 5):
+        with pytest.raises(ValueError, match=r"changed= takes names of settings that may differ"):
+            loop.align.load_state_dict(state, changed=(name,))
+    other = SelfAlignment(DiT(), selfalign.SRALoss(student_layer=1, teacher_layer=4, weight=0.1))
+    with pytest.raises(ValueError, match=r"student_layer 2 instead of 1.*or start afresh"):
+        other.load_state_dict(state, changed="weight")
+
+
+def test_of_a_list_too(make_loop):
+    def both(weight):
+        deep = selfalign.LayerSyncLoss(student_layer=1, teacher_layer=3, weight=weight, name="deep")
+        return SelfAlignment(DiT(), [selfalign.SRALoss(student_layer=2, teacher_layer=4), deep])
+
+    state = both(0.1).state_dict()
+    with pytest.raises(ValueError, match=r"deep/weight 0.1 instead of 0.3.*changed=\('weight',\)"):
+        both(0.3).load_state_dict(state)
+    both(0.3).load_state_dict(state, changed=["weight"])
