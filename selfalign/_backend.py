@@ -274,7 +274,10 @@ def dtype_of(value: Tensor) -> str:
         return {bool: "bool", int: "int32", float: "float32"}[type(value)]
     name = _DTYPE_NAMES.get(dtype)
     if name is None:
-        name = str(sys.modules["keras"].backend.standardize_dtype(dtype))
+        try:
+            name = str(sys.modules["keras"].backend.standardize_dtype(dtype))
+        except ValueError:  # text and objects, which no framework computes with
+            name = str(dtype)
         _DTYPE_NAMES[dtype] = name
     return name
 

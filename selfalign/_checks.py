@@ -8,7 +8,8 @@ import numbers
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
-from .typing import Settings, Tensor
+from ._backend import dtype_of, extremes
+from .typing import Settings, Step, Tensor
 
 T = TypeVar("T")
 
@@ -40,19 +41,101 @@ def check_number(
     if isinstance(value, bool) or not isinstance(value, wanted):
         advice = fix or "Pass a Python int or float."
         raise TypeError(f"{name} must be {kind}. Received: {value!r}. {advice}")
-    if not (math.isfinite(value) and low <= float(value) <= high):
+    if not (_is_finite(value) and low <= float(value) <= high):
         bounds = f"finite and at least {low:g}"
         if math.isfinite(high):
             bounds = f"in [{low:g}, {high:g}]"
-        raise invalid(f"{name} must be {bounds}", value, fix or "Pass a value inside these bounds.")
+        received = value if _is_finite(value) else f"{value!r:.30}"
+        fix = fix or "Pass a value inside these bounds."
+        raise invalid(f"{name} must be {bounds}", received, fix)
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int of hundreds of digits
+        return False
+
+
+def check_steps(name: str, value: object, low: int) -> int:
+    """A number of steps, at least `low`, as an int; 1e4 is one, too."""
+    number = check_number(name, value, low)
+    if number != int(number):
+        raise TypeError(
+            f"{name} must be an integer. Received: {value!r}. Pass a whole number of steps."
+        )
+    return int(number)
+
+
+def check_step(step: Step) -> None:
+    """A step that is a tensor: without axes, and a whole number of at least 0 where it is known."""
+    shape, dtype = tuple(step.shape), dtype_of(step)
+    number = shape == () and dtype.startswith(("int", "uint", "float", "bfloat"))
+    known = extremes(step) if number else None
+    if number and (known is None or (known[0] >= 0 and known[0] % 1 == 0)):
+        return
+    raise invalid(
+        "step must be an integer of at least 0, or a scalar tensor that holds one",
+        f"shape {shape} of dtype {dtype}" if known is None else known[0],
+        "Pass the number of optimizer steps done.",
+    )
+
+
+def check_decay(decay: object, fix: str = "") -> None:
+    """A decay that is a number, or a schedule that is constant, lies in [0, 1]."""
+    constant = getattr(decay, "constant", decay)
+    if isinstance(constant, numbers.Real) and not isinstance(constant, bool):
+        check_number("decay", constant, 0, 1, fix)
+
+
+def check_switch(name: str, value: object) -> bool:
+    """True or False, and not a word or number that counts as one of them."""
+    if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False. Received: {value!r:.60}. Pass a boolean.")
+
+
+def check_function(name: str, value: object) -> None:
+    """`value` can be called."""
+    if not callable(value):
+        raise TypeError(
+            f"{name} must be a function. Received: {type(value).__name__} {value!r:.60}. Pass the "
+            "function itself, not its name or its result."
+        )
+
+
+def check_list(name: str, value: object, fix: str) -> None:
+    """`value` is a list or tuple."""
+    if not isinstance(value, (list, tuple)):
+        raise invalid(f"{name} must be a list or tuple", f"{value!r:.60}", fix)
+
+
+def check_mapping(name: str, value: object) -> None:
+    """`value` is a dict, or acts like one, whose keys are names."""
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return
+    raise TypeError(
+        f"{name} must be a dict by names. Received: {type(value).__name__} {value!r:.60}. Pass a "
+        "dict whose keys are strings."
+    )
+
+
+def check_kind(name: str, value: object, kind: type, fix: str) -> None:
+    """`value` is an object of this class."""
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"{name} must be an object of {kind.__module__}.{kind.__name__}. Received: "
+            f"{type(value).__name__} {value!r:.60}. {fix}"
+        )
+
+
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
-    """`value` is one of `choices`."""
-    if value not in choices:
+    """`value` is one of `choices`, words or numbers."""
+    scalar = isinstance(value, (str, numbers.Real)) and not isinstance(value, bool)
+    if not scalar or value not in choices:
         listed = ", ".join(map(repr, choices))
-        raise invalid(f"{name} must be one of {listed}", repr(value), "Check the spelling.")
+        raise invalid(f"{name} must be one of {listed}", f"{value!r:.60}", "Check the spelling.")
 
 
 def check_array(what: str, value: object) -> None:
@@ -99,6 +182,7 @@ def changed_fields(settings: Any) -> Settings:
 
 def from_settings(what: str, kinds: Mapping[str, type[T]], settings: Settings) -> T:
     """The object that plain settings describe: "name" picks the class, the rest are its fields."""
+    check_mapping(f"The settings of a {what}", settings)
     name: Any = settings.get("name")
     check_choice(what, name, tuple(kinds))
     kind: Any = kinds[name]

@@ -19,12 +19,25 @@ docs/extending.md describes how to write one, tests/adapters/contract.py holds i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from . import paths, schedules
 from ._backend import converted, host_randomness_kept, load_keras, on_backend, tensors_in
-from ._checks import check_array, check_choice, check_number, check_same, incomplete, invalid
+from ._checks import (
+    check_array,
+    check_choice,
+    check_function,
+    check_mapping,
+    check_number,
+    check_same,
+    check_steps,
+    check_switch,
+    invalid,
+)
+from ._named import check_named
+from ._named import check_objective as check_objective
+from ._named import named_objectives as named_objectives
 from .distances import check_features
 from .ema import ema_update
 from .heads import PROJECTOR, Head, check_params
@@ -70,10 +83,13 @@ __all__ = [
     "apply_head",
     "check_choice",
     "check_features",
+    "check_function",
     "check_mask",
     "check_number",
     "check_objective",
     "check_same",
+    "check_steps",
+    "check_switch",
     "check_weights",
     "converted",
     "ema_update",
@@ -95,66 +111,7 @@ __all__ = [
 ]
 
 
-def check_objective(objective: object) -> Objective:
-    """An objective that an adapter can serve.
-
-    Raises:
-        TypeError: no `Objective`, or one whose class lacks something.
-
-    Example:
-        >>> import selfalign
-        >>> from selfalign import adapting
-        >>> loss = selfalign.LayerSyncLoss(student_layer=8, teacher_layer=16)
-        >>> adapting.check_objective(loss) is loss
-        True
-    """
-    if not isinstance(objective, Objective):
-        raise TypeError(
-            "An objective must derive from selfalign.Objective. Received: "
-            f"{type(objective).__name__} {objective!r:.60}. Pass for instance selfalign.SRALoss, "
-            "or derive your class from Objective."
-        )
-    if type(objective).compare is Objective.compare:
-        raise incomplete(type(objective), "compare", "a method (student, target, mask) -> scalar")
-    if not objective.kind:
-        raise incomplete(type(objective), "kind", 'a name such as "sra"')
-    if not isinstance(objective.source, Source):
-        raise incomplete(type(objective), "source", "one of selfalign.sources")
-    if not isinstance(objective.head, Head):
-        raise incomplete(type(objective), "head", "one of selfalign.heads")
-    return objective
-
-
-def named_objectives(loss: Objective | Sequence[Objective]) -> dict[str, Objective]:
-    """The objectives that a user passed, one or a list, by their names.
-
-    Raises:
-        ValueError: an empty list, or two objectives of one name.
-        TypeError: something that is no objective.
-
-    Example:
-        >>> import selfalign
-        >>> from selfalign import adapting
-        >>> loss = selfalign.LayerSyncLoss(student_layer=8, teacher_layer=16)
-        >>> list(adapting.named_objectives([loss]))
-        ['layersync']
-    """
-    given = list(loss) if isinstance(loss, (list, tuple)) else [loss]
-    if not given:
-        fix = "Pass an objective, or a list of at least one."
-        raise invalid("There must be an objective", "an empty list", fix)
-    named: dict[str, Objective] = {}
-    for objective in given:
-        checked = check_objective(objective)
-        name = checked.name or checked.kind
-        if name in named:
-            raise invalid(
-                "Objectives of one model must have different names",
-                f"two objectives named {name!r}",
-                'Give one of them a name of its own: name="deep".',
-            )
-        named[name] = checked
-    return named
+_WIDTH = "It is the feature width D of the student's block."
 
 
 def shared_teacher(objectives: Mapping[str, Objective]) -> EMATeacher | None:
@@ -170,6 +127,7 @@ def shared_teacher(objectives: Mapping[str, Objective]) -> EMATeacher | None:
         >>> adapting.shared_teacher({"sra": loss}).decay_at(0)
         0.9999
     """
+    check_named(objectives)
     first: EMATeacher | None = None
     for name, objective in objectives.items():
         source = objective.source
@@ -198,6 +156,12 @@ def with_source(objectives: Mapping[str, Objective], kind: type[Source]) -> list
         >>> adapting.with_source(objectives, adapting.Given)
         ['repa']
     """
+    check_named(objectives)
+    if not (isinstance(kind, type) and issubclass(kind, Source)):
+        raise TypeError(
+            f"kind must be a class of selfalign.sources. Received: {kind!r:.60}. Pass for instance "
+            "sources.EMATeacher."
+        )
     return [name for name, each in objectives.items() if isinstance(each.source, kind)]
 
 
@@ -222,6 +186,7 @@ def given_targets(
         >>> list(adapting.given_targets(objectives, np.ones((2, 3, 8)), several=False))
         ['repa']
     """
+    several = check_switch("several", several)
     wanting = set(with_source(objectives, Given))
     named = {} if given is None else given
     if given is not None and not several:
@@ -230,7 +195,7 @@ def given_targets(
         form = ", a dict by name for a list of them" if several else ""
         received = f"a {type(given).__name__}"
         if isinstance(given, Mapping):
-            received = f"a dict with {sorted(given)}"
+            received = f"a dict with {sorted(map(str, given))}"
         wanted = f"the objectives {sorted(wanting)}" if wanting else "objectives that take none"
         raise invalid(
             f"target_tokens= must be the targets that the objectives take{form}",
@@ -252,6 +217,8 @@ def head_shapes(objective: Objective, width: int) -> dict[str, tuple[int, ...]]:
         >>> adapting.head_shapes(loss, width=8)
         {'hidden_kernel': (8, 16), 'output_kernel': (16, 8)}
     """
+    check_objective(objective)
+    check_number("width", width, 1, fix=_WIDTH, integer=True)
     return objective.head.draw_shapes(width, objective.source.target_width(width))
 
 
@@ -267,6 +234,15 @@ def init_head(objective: Objective, draws: Mapping[str, Any]) -> dict[str, Tenso
         >>> sorted(adapting.init_head(loss, draws))
         ['hidden_bias', 'hidden_kernel', 'output_bias', 'output_kernel']
     """
+    check_objective(objective)
+    check_mapping("draws", draws)
+    missing = sorted({name for name in objective.head.names if "kernel" in name} - set(draws))
+    if missing and type(objective.head) is type(PROJECTOR):
+        raise invalid(
+            "draws must be those that head_shapes names",
+            f"{', '.join(sorted(draws)) or 'none'}, without {', '.join(missing)}",
+            "Draw one array for each of its entries.",
+        )
     converted_draws = {name: converted(value) for name, value in draws.items()}
     return objective.head.init(converted_draws)
 
@@ -285,6 +261,7 @@ def apply_head(objective: Objective, params: Parameters, tokens: Tokens) -> Toke
         >>> adapting.apply_head(loss, {}, np.ones((1, 2, 4), "float32")).shape == (1, 2, 4)
         True
     """
+    check_objective(objective)
     check_features("student", tokens)
     check_params(objective.head, params, tokens)
     return objective.head.apply(params, tokens)

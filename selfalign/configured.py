@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, ClassVar, Self
 
 from . import paths, presets, schedules
-from ._checks import invalid
+from ._checks import check_mapping, invalid
 from .typing import Settings
 
 
@@ -105,6 +105,7 @@ def _plain(value: Any) -> Any:
 
 def _arguments_of(kind: Any, settings: Settings, changes: Settings) -> Settings:
     """The arguments of an objective's class, from plain settings and what overrides them."""
+    check_mapping("settings", settings)
     merged = dict(settings) | changes
     named = merged.pop("kind", kind.kind)
     unknown = sorted(set(merged) - {field.name for field in dataclasses.fields(kind)})
@@ -113,6 +114,14 @@ def _arguments_of(kind: Any, settings: Settings, changes: Settings) -> Settings:
         rule = f"Settings must be those of {kind.__name__}"
         raise invalid(rule, received, "Check versions and spelling.")
     lost = {name: value["callable"] for name, value in merged.items() if _is_name(value)}
+    needed = {field.name for field in dataclasses.fields(kind) if _is_needed(field)}
+    missing = sorted(needed - set(merged))
+    if missing:
+        raise invalid(
+            f"Settings of {kind.__name__} must have {', '.join(sorted(needed))}",
+            f"settings without {', '.join(missing)}",
+            "Take them from settings().",
+        )
     if lost:
         raise invalid(
             "A callable cannot be rebuilt from its name",
@@ -120,6 +129,11 @@ def _arguments_of(kind: Any, settings: Settings, changes: Settings) -> Settings:
             f"Pass it again: {kind.__name__}.from_settings(settings, distance=my_distance).",
         )
     return merged
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    """Whether a setting has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _is_name(value: Any) -> bool:

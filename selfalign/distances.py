@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ._backend import on_backend, ops
-from ._checks import check_choice, check_number, invalid
+from ._checks import check_array, check_choice, check_number, invalid
 from ._tokens import check_features as check_features
 from ._tokens import cosine_of
 from .masks import masked_mean as masked_mean
@@ -31,6 +31,8 @@ def check_same_shape(student: Tokens, target: Tokens) -> None:
         >>> import numpy as np, selfalign
         >>> selfalign.distances.check_same_shape(np.ones((2, 3, 4)), np.ones((2, 3, 4)))
     """
+    check_array("The student's tokens", student)
+    check_array("The target's tokens", target)
     if tuple(student.shape) != tuple(target.shape):
         raise invalid(
             "Student and target tokens must have the same shape [B, N, D]",

@@ -79,7 +79,7 @@ def _tensor(leaf: Tensor) -> Tensor:
 
 def _check_decay(decay: Scalar) -> None:
     fix = "It is the weight of the old value, 0.9999 in the paper."
-    if getattr(decay, "shape", None) != ():
+    if getattr(decay, "shape", None) != () or dtype_of(decay) == "bool":
         check_number("decay", decay, 0, 1, fix)
         return
     found = extremes(decay)

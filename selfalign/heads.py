@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
-from ._backend import dtype_of, on_backend, ops
-from ._checks import check_number, invalid, set_frozen
+from ._backend import dtype_of, is_floating, on_backend, ops
+from ._checks import check_array, check_kind, check_mapping, check_number, invalid, set_frozen
 from .distances import check_features
 from .typing import Draws, Parameters, Tensor, Tokens
 
@@ -94,6 +94,7 @@ class MLP(Head):
         """Shapes of the kernels, see `Head.draw_shapes`."""
         fix = "It is the feature width D of the student's block."
         width = check_number("width", width, 1, fix=fix, integer=True)
+        target_width = check_number("target_width", target_width, 1, integer=True)
         hidden = self.hidden or 2 * width
         sizes = [width, *[hidden] * (self.layers - 1), target_width]
         names = [f"{name}_kernel" for name in self._linear]
@@ -153,8 +154,9 @@ def project(params: Parameters, tokens: Tokens) -> Tokens:
     Reference: Jiang et al., SRA, 2025, arXiv 2505.02831: without a projector its FID rises from
     29.10 to 34.23.
     """
-    head = MLP(max(2, len(params) // 2))
     check_features("student", tokens)
+    check_mapping("params", params)
+    head = MLP(max(2, len(params) // 2))
     check_params(head, params, tokens)
     return head.apply(params, tokens)
 
@@ -166,12 +168,19 @@ def check_params(head: Head, params: Parameters, tokens: Tokens) -> None:
         >>> import numpy as np, selfalign
         >>> selfalign.heads.check_params(selfalign.heads.NONE, {}, np.ones((2, 3, 4)))
     """
+    if not isinstance(head, Head):
+        check_kind("head", head, Head, "Pass one of selfalign.heads.")
+    if not isinstance(params, Mapping):
+        check_mapping("The head's parameters", params)
     if params.keys() != set(head.names):
         raise invalid(
             f"The head's parameters must be {', '.join(head.names) or 'none'}",
-            ", ".join(sorted(params)) or "none",
+            ", ".join(sorted(map(str, params))) or "none",
             "Take them from selfalign.init_projector, or from the head's own init.",
         )
+    for name in head.names:
+        if not hasattr(params[name], "shape"):
+            check_array(f"The head's {name}", params[name])
     kernel = params.get("hidden_kernel")
     if kernel is not None and tokens.shape[-1] != kernel.shape[0]:
         raise invalid(
@@ -215,9 +224,16 @@ def init_projector(hidden_draws: Draws, output_draws: Draws) -> dict[str, Tensor
     Reference: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
     networks", 2010.
     """
+    for name, draws in (("hidden_draws", hidden_draws), ("output_draws", output_draws)):
+        check_array(name, draws)
+        if not is_floating(draws):
+            raise TypeError(
+                f"{name} must be floating point. Received: dtype {dtype_of(draws)}. Draw them "
+                "uniform in [0, 1)."
+            )
     hidden = tuple(hidden_draws.shape)
     output = tuple(output_draws.shape)
-    if len(hidden) != 2 or len(output) != 2 or hidden[1] != output[0]:
+    if 0 in hidden + output or len(hidden) != 2 or len(output) != 2 or hidden[1] != output[0]:
         raise invalid(
             "The projector's draws must be matrices [D, H] and [H, D]",
             f"shapes {hidden} and {output}",

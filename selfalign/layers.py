@@ -10,7 +10,7 @@ import numbers
 import operator
 from typing import Any
 
-from ._checks import check_number, invalid
+from ._checks import check_number, check_switch, invalid
 from .presets import preset_layers as preset_layers
 from .typing import Layer
 
@@ -53,6 +53,9 @@ def check_order(student: Layer, teacher: Layer, allow_same_layer: bool = False) 
         >>> import selfalign
         >>> selfalign.layers.check_order(3, 8)
     """
+    student = check_layer("student_layer", student)
+    teacher = check_layer("teacher_layer", teacher)
+    allow_same_layer = check_switch("allow_same_layer", allow_same_layer)
     if student > teacher or (student == teacher and not allow_same_layer):
         raise invalid(
             "student_layer must come before teacher_layer",
@@ -68,6 +71,9 @@ def check_order_where_known(student: Layer, teacher: Layer, allow_same_layer: bo
         >>> import selfalign
         >>> selfalign.layers.check_order_where_known(3, 0.1, allow_same_layer=False)
     """
+    student = check_layer("student_layer", student)
+    teacher = check_layer("teacher_layer", teacher)
+    allow_same_layer = check_switch("allow_same_layer", allow_same_layer)
     if type(student) is type(teacher):
         check_order(student, teacher, allow_same_layer)
 

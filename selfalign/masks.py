@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ._backend import dtype_of, extremes, on_backend, ops
+from ._backend import dtype_of, extremes, is_floating, on_backend, ops
 from ._checks import check_array, invalid
 from ._tokens import scale
 from .typing import Mask, Scalar, Tensor
@@ -33,6 +33,13 @@ def masked_mean(values: Tensor, mask: Mask = None) -> Scalar:
         >>> float(selfalign.masks.masked_mean(values, np.array([True, False])))
         2.0
     """
+    check_array("values", values)
+    if not is_floating(values) or len(values.shape) not in (1, 2) or 0 in values.shape:
+        raise invalid(
+            "values must be floating point, of the shape [B, N] or [B], and not empty",
+            f"shape {tuple(values.shape)} of dtype {dtype_of(values)}",
+            "Reduce over the features first.",
+        )
     check_mask(mask, tuple(values.shape))
     return mean_over_mask(values, mask)
 

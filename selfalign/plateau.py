@@ -125,6 +125,7 @@ class Plateau:
             >>> float(state.smoothed), float(factor)
             (0.25, 1.0)
         """
+        _check_state(state)
         _check_cosine(cosine)
         cosine = ops.stop_gradient(ops.cast(cosine, "float32"))
         old = PlateauState(*map(ops.cast, state, _DTYPES))
@@ -153,8 +154,16 @@ class Plateau:
         )
 
 
+def _check_state(state: PlateauState) -> None:
+    if not isinstance(state, (tuple, list)) or len(state) != len(PlateauState._fields):
+        raise TypeError(
+            f"state must be a PlateauState. Received: {state!r:.60}. Take it from init(), or from "
+            "the last call."
+        )
+
+
 def _check_cosine(cosine: Scalar) -> None:
-    if isinstance(cosine, (int, float)):
+    if isinstance(cosine, (int, float)) and not isinstance(cosine, bool):
         return
     check_array("cosine", cosine)
     if tuple(cosine.shape) != ():

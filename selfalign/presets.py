@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from . import schedules
-from ._checks import check_choice, invalid
+from ._checks import check_choice, check_steps, invalid
 from .typing import Settings
 
 DEPTHS = {"S": 12, "B": 12, "L": 24, "XL": 28}
@@ -175,6 +175,7 @@ def settings_of(
     check_choice("the kind of objective", kind, tuple(RECIPES))
     check_choice("recipe", recipe, tuple(RECIPES[kind]))
     check_choice("resolution", resolution, (256, 512))
+    steps_per_epoch = check_steps("steps_per_epoch", steps_per_epoch, 1)
     settings = _layers_of(kind, model)
     if kind == "sra":
         settings["path"] = {"SiT": "linear", "DiT": "discrete"}[model.family]

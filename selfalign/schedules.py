@@ -12,26 +12,24 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
 
 from ._backend import ops, scope
-from ._checks import check_number, from_settings, invalid, set_frozen
+from ._checks import (
+    check_decay,
+    check_list,
+    check_number,
+    check_step,
+    check_steps,
+    from_settings,
+    invalid,
+    set_frozen,
+)
+from ._formulas import PythonNumbers
 from .typing import Scalar, Settings, Step
 
 Function: TypeAlias = Callable[[Step], Scalar]
 """A schedule of the user's own: any function of the step."""
 
-
 Functions: TypeAlias = Any
-"""What formulas are written in: keras.ops for tensors, `_Numbers` for Python numbers."""
-
-
-class _Numbers:
-    """The functions of formulas for Python numbers: without tensors, and without Keras."""
-
-    minimum = min
-    maximum = max
-
-    @staticmethod
-    def where(condition: bool, x: float, y: float) -> float:
-        return x if condition else y
+"""What formulas are written in: keras.ops for tensors, `PythonNumbers` for Python numbers."""
 
 
 class Schedule:
@@ -46,9 +44,10 @@ class Schedule:
 
     def __call__(self, step: Step) -> Scalar:
         """The value at `step`: a Python float for a Python int, a float32 tensor for a tensor."""
-        if isinstance(step, numbers.Integral):
-            return float(self.value(int(step), _Numbers))
+        if isinstance(step, (numbers.Number, str)) or not hasattr(step, "shape"):
+            return float(self.value(check_steps("step", step, 0), PythonNumbers))
         with scope(step):
+            check_step(step)
             return ops.cast(self.value(ops.cast(step, "int32"), ops), "float32")
 
     def value(self, step: Step, xp: Functions) -> Scalar:
@@ -102,7 +101,7 @@ class Warmup(Schedule):
     steps: int
 
     def __post_init__(self) -> None:
-        set_frozen(self, steps=check_number("steps", self.steps, 1))
+        set_frozen(self, steps=check_steps("steps", self.steps, 1))
 
     def value(self, step: Step, xp: Functions) -> Scalar:
         return xp.minimum(step / self.steps, 1.0)
@@ -127,7 +126,7 @@ class Stop(Schedule):
     step: int
 
     def __post_init__(self) -> None:
-        set_frozen(self, step=check_number("step", self.step, 0))
+        set_frozen(self, step=check_steps("step", self.step, 0))
 
     def value(self, step: Step, xp: Functions) -> Scalar:
         return xp.where(step < self.step, 1.0, 0.0)
@@ -161,7 +160,7 @@ class PaperDecay(Schedule):
 
     def __post_init__(self) -> None:
         for name, low in (("steps_per_epoch", 1), ("last_flat_epoch", 0), ("epochs_per_decade", 1)):
-            set_frozen(self, **{name: check_number(name, getattr(self, name), low)})
+            set_frozen(self, **{name: check_steps(name, getattr(self, name), low)})
 
     def value(self, step: Step, xp: Functions) -> Scalar:
         epoch = step // self.steps_per_epoch
@@ -218,11 +217,11 @@ class Every(Schedule):
     decay: Any = 0.9999  # a schedule, or a number that becomes one
 
     def __post_init__(self) -> None:
-        set_frozen(self, steps=check_number("steps", self.steps, 1, integer=True))
+        set_frozen(self, steps=check_steps("steps", self.steps, 1))
+        check_decay(self.decay)
         decay = resolve(self.decay)
-        if isinstance(decay, Constant):
-            check_number("decay", decay.constant, 0, 1)
-        elif not isinstance(decay, Schedule):
+        check_decay(decay)
+        if not isinstance(decay, Schedule):
             raise invalid(
                 "decay must be a number or an object of selfalign.schedules",
                 repr(decay),
@@ -249,6 +248,7 @@ class Product(Schedule):
     factors: tuple[Any, ...]  # schedules, or numbers that become schedules
 
     def __post_init__(self) -> None:
+        check_list("factors", self.factors, "Multiply schedules instead: 0.5 * Warmup(1000).")
         factors = tuple(resolve(factor) for factor in self.factors)
         for factor in factors:
             if not isinstance(factor, Schedule):

@@ -15,7 +15,7 @@ import dataclasses
 from typing import ClassVar
 
 from . import layers, paths, schedules, time_gap
-from ._checks import check_number, set_frozen
+from ._checks import check_decay, check_number, check_switch, set_frozen
 from .schedules import Schedule
 from .typing import Draws, Layer, Scalar, Step, Times
 
@@ -70,15 +70,16 @@ class EMATeacher(Source):
 
     def __post_init__(self) -> None:
         path = paths.resolve(self.path)
+        old_value = "It is the weight of the old value, 0.9999 in the paper."
+        check_decay(self.decay, old_value)
         set_frozen(
             self,
             layer=layers.check_layer("teacher_layer", self.layer),
             path=path,
+            random_gap=check_switch("random_gap", self.random_gap),
             decay=schedules.resolve(self.decay),
         )
-        if isinstance(self.decay, schedules.Constant):
-            fix = "It is the weight of the old value, 0.9999 in the paper."
-            check_number("decay", self.decay.constant, 0, 1, fix)
+        check_decay(self.decay, old_value)
         largest = time_gap.gap_range(path, self.max_gap)
         set_frozen(self, max_gap=float(self.max_gap), largest_gap=largest)
 

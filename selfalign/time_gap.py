@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._backend import on_backend
-from ._checks import check_number, invalid
+from ._checks import check_kind, check_number, check_switch, invalid
 from .paths import Path
 from .typing import Draws, Times
 
@@ -42,6 +42,7 @@ def teacher_time(
     Reference: Jiang et al., SRA, 2025, arXiv 2505.02831, section 3. The authors' DiT code clamps at
     step 1, which makes the teacher noisier than a student at step 0; here it never is.
     """
+    random_gap = check_switch("random_gap", random_gap)
     largest = gap_range(path, max_gap)
     path.check_times(t)
     return path.moved(t, u, largest, random_gap)
@@ -58,6 +59,7 @@ def gap_range(path: Path, max_gap: float) -> float:
         >>> selfalign.time_gap.gap_range(selfalign.paths.Discrete(), 0.2)
         200
     """
+    check_kind("path", path, Path, "Pass for instance selfalign.paths.Linear().")
     fix = "It is a fraction of the path's time axis, 0.2 in the paper."
     check_number("max_gap", max_gap, 0, 1, fix)
     span: float = max_gap * path.span

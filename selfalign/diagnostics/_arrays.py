@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from .._backend import ops
-from .._checks import check_array, invalid
+from .._backend import dtype_of, ops
+from .._checks import check_array, check_switch, invalid
 from ..typing import Tensor
 
 TINY = 1e-30  # keeps a quotient of zeros at zero
@@ -27,7 +29,26 @@ def array(value: Features) -> np.ndarray:
     """A tensor of any framework, or what NumPy can read, in float64."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().double()  # NumPy has no bfloat16
-    return np.asarray(value, "float64")
+    try:
+        return np.asarray(value, "float64")
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "Features must be an array of numbers. Received: "
+            f"{type(value).__name__} {value!r:.60}. Pass a tensor, or what NumPy can read."
+        ) from error
+
+
+def check_lists(features: object) -> None:
+    """{time: [features of each layer]}: raises TypeError otherwise."""
+    found = features if isinstance(features, Mapping) else {}
+    numbers = all(isinstance(time, Real) for time in found)
+    lists = all(isinstance(each, Sequence) for each in found.values())
+    if not (isinstance(features, Mapping) and numbers and lists):
+        raise TypeError(
+            "features must be {time: [features of each layer]}. Received: "
+            f"{type(features).__name__} {features!r:.60}. Take them from "
+            "selfalign.adapters.torch.features."
+        )
 
 
 def rows(name: str, features: Features) -> np.ndarray:
@@ -53,6 +74,11 @@ def check_finite(name: str, found: np.ndarray) -> None:
 def check_rows(name: str, features: Tensor) -> None:
     """Features [n, D] or tokens [B, N, D] of any framework, by their shape alone."""
     check_array(name, features)
+    if not dtype_of(features).startswith(("float", "bfloat", "int", "uint", "bool")):
+        raise TypeError(
+            f"{name} must be an array of real numbers. Received: dtype {dtype_of(features)}. Pass "
+            "a block's features."
+        )
     shape = tuple(features.shape)
     if len(shape) < 2 or 0 in shape:
         raise invalid(
@@ -64,6 +90,7 @@ def check_rows(name: str, features: Tensor) -> None:
 
 def matrix(features: Tensor, center: bool = False) -> Tensor:
     """Checked features as rows [n, D], float32, without gradient, on their device."""
+    center = check_switch("center", center)
     features = ops.stop_gradient(ops.cast(features, "float32"))
     features = ops.reshape(features, (-1, features.shape[-1]))
     if center:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from .. import layers
-from .._checks import check_number, invalid
-from ._arrays import Features, Labels, Time, optional_import
+from .._checks import check_function, check_number, invalid
+from ._arrays import Features, Labels, Time, check_lists, optional_import
 from .probes import linear_probe, per_layer
 from .similarity import cknna
 
@@ -125,7 +125,10 @@ def find_layers(
 
     Reference: the papers' pairs are in `selfalign.preset_layers`; this rule is our own.
     """
+    check_lists(features)
+    check_function("probe", probe)
     depth = _depth(features)
+    check_number("k", k, 1, integer=True, fix="It counts neighbours.")
     check_number("tolerance", tolerance, 0, 0.999999)
     if labels is None:
         scores = _cknna_scores(features, k)

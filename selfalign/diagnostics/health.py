@@ -9,7 +9,7 @@ import numbers
 import sys
 
 from .._backend import is_floating, on_backend, ops
-from .._checks import check_same
+from .._checks import check_kind, check_number, check_same
 from ..paths import Path
 from ..typing import Scalar, Tensor, Times, Tokens, Tree
 from ._arrays import TINY, check_rows, matrix, scaled
@@ -190,6 +190,8 @@ def snr_decibels(path: Path, t: Times, limit: float = 60.0) -> Scalar:
         >>> round(float(diagnostics.snr_decibels(loss.path, t_teacher)), 2)
         4.77
     """
+    check_kind("path", path, Path, "Pass for instance selfalign.paths.Linear().")
+    check_number("limit", limit, 1e-3, 300, "It is in decibels, 60 by default.")
     ratio = ops.cast(path.snr(t), "float32")
     floor = 10.0 ** (-limit / 10)
     ceiling = 10.0 ** (limit / 10)

@@ -106,6 +106,10 @@ class CSVLogger(Logger):
 
     def __init__(self, path: str | os.PathLike[str], every: int = 100) -> None:
         super().__init__(every)
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(
+                f"path must be that of a file. Received: {path!r:.60}. Pass a string or a Path."
+            )
         self.path = path
 
     def write(self, rows: list[Row]) -> None:
@@ -151,6 +155,11 @@ class TensorBoardLogger(Logger):
                 f"{type(writer).__name__}. Pass a SummaryWriter, or an object with that method."
             )
         self.writer = writer
+        if not isinstance(prefix, str):
+            raise TypeError(
+                f"prefix must be a string. Received: {prefix!r:.60}. Pass for instance "
+                '"sra/", or "" for none.'
+            )
         self.prefix = prefix
 
     def write(self, rows: list[Row]) -> None:

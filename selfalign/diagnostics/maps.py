@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import TypeAlias
 
 import numpy as np
@@ -48,8 +49,8 @@ def pca_maps(
         (2, 2, 3, 3)
     """
     found = array(tokens)
-    grid = tuple(grid)
     _check_grid(found, grid)
+    _check_percentiles(percentiles)
     check_finite("tokens", found)
     components = _components(found.reshape(-1, found.shape[2]))
     low, high = np.percentile(components, percentiles, axis=0)
@@ -59,17 +60,30 @@ def pca_maps(
     return np.clip(colours, 0.0, 1.0).reshape(found.shape[0], *grid, 3)
 
 
-def _check_grid(found: np.ndarray, grid: tuple[int, ...]) -> None:
+def _check_percentiles(percentiles: Sequence[float]) -> None:
+    pair = isinstance(percentiles, (tuple, list)) and len(percentiles) == 2
+    numbers = pair and all(isinstance(p, Real) for p in percentiles)
+    if numbers and 0 <= percentiles[0] < percentiles[1] <= 100:
+        return
+    raise invalid(
+        "percentiles must be two rising numbers in [0, 100]",
+        f"{percentiles!r:.60}",
+        "Pass for instance (1.0, 99.0).",
+    )
+
+
+def _check_grid(found: np.ndarray, grid: Sequence[int]) -> None:
     if found.ndim != 3 or found.shape[2] < 3 or found.shape[0] * found.shape[1] < 3:
         raise invalid(
             "Maps need tokens [B, N, D], at least three of them, with D at least 3",
             f"shape {found.shape}",
             "Pass one layer's tokens, not their mean.",
         )
-    if len(grid) not in (2, 3) or math.prod(grid) != found.shape[1]:
+    whole = isinstance(grid, (tuple, list)) and all(isinstance(n, Integral) for n in grid)
+    if not whole or len(grid) not in (2, 3) or min(grid) < 1 or math.prod(grid) != found.shape[1]:
         raise invalid(
             "grid must be (H, W) or (T, H, W) with H W or T H W = N",
-            f"{grid}, for {found.shape[1]} tokens",
+            f"{grid!r:.60}, for {found.shape[1]} tokens",
             "Divide the latent's sides by the patch size; leave out class and text tokens.",
         )
 

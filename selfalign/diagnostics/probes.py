@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .._checks import check_number, invalid
-from ._arrays import Features, Labels, Time, optional_import, rows
+from .._checks import check_function, check_number, invalid
+from ._arrays import Features, Labels, Time, check_lists, optional_import, rows
 
 HeldOut: TypeAlias = tuple[Features, Labels] | None
 """Features and labels of other samples, which are predicted; None: parts of the same samples."""
@@ -75,9 +75,10 @@ def knn_probe(
     """
     check_number("k", k, 1, integer=True, fix="It counts neighbours.")
     check_number("folds", folds, 2, integer=True)
-    voters = len(features)
+    count = len(rows("features", features))
+    voters = count
     if not held_out:
-        largest_fold = -(-len(features) // folds)
+        largest_fold = -(-count // folds)
         voters -= largest_fold
     if k > voters:
         raise invalid(
@@ -95,6 +96,11 @@ def _score(
     """The accuracy of a classifier of standardised features on samples that it was not shown."""
     x, y = _labelled(features, labels)
     check_number("folds", folds, 2, integer=True)
+    if held_out is not None and not (isinstance(held_out, (tuple, list)) and len(held_out) == 2):
+        raise TypeError(
+            f"held_out must be (features, labels). Received: {type(held_out).__name__} "
+            f"{held_out!r:.60}. Pass both of other samples, or leave it out."
+        )
     _check_classes(y, 1 if held_out else folds)
     scaler = optional_import("sklearn.preprocessing").StandardScaler()
     pipeline = optional_import("sklearn.pipeline").make_pipeline(scaler, classifier)
@@ -165,6 +171,8 @@ def per_layer(
         >>> diagnostics.per_layer(features, diagnostics.linear_probe, labels)[0.1][1]
         1.0
     """
+    check_lists(features)
+    check_function("measure", measure)
     measured = {}
     for time, layers in features.items():
         measured[time] = [float(measure(layer, *args, **options)) for layer in layers]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._backend import on_backend, ops
-from .._checks import check_number, invalid
+from .._checks import check_function, check_number, invalid
 from ..typing import Scalar, Tensor
 from ._arrays import TINY, Features, check_rows, matrix, rows, scaled
 
@@ -161,4 +161,11 @@ def compare(
         >>> diagnostics.compare(layers, layers).round(2).diagonal().tolist()
         [1.0, 1.0, 1.0]
     """
+    check_function("measure", measure)
+    for name, side in (("left", left), ("right", right)):
+        if isinstance(side, str) or not hasattr(side, "__len__") or not len(side):
+            raise TypeError(
+                f"{name} must be a list of features, not empty. Received: {type(side).__name__} "
+                f"{side!r:.60}. Pass those of each layer."
+            )
     return np.array([[float(measure(x, y)) for y in right] for x in left])

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from .. import heads, layers
-from .._checks import set_frozen
+from .._checks import check_switch, set_frozen
 from ..objective import TokenObjective
 from ..schedules import Schedule
 from ..sources import LaterLayer
@@ -57,5 +57,7 @@ class LayerSyncLoss(TokenObjective):
         super().__post_init__()
         source = LaterLayer(layer=self.teacher_layer)
         layers.check_order_where_known(self.student_layer, source.layer, allow_same_layer=False)
-        head = heads.PROJECTOR if self.projector else heads.NONE
+        projector = check_switch("projector", self.projector)
+        head = heads.PROJECTOR if projector else heads.NONE
+        set_frozen(self, projector=projector)
         set_frozen(self, source=source, head=head, teacher_layer=source.layer)

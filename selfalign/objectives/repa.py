@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from .. import heads
-from .._checks import set_frozen
+from .._checks import check_number, set_frozen
 from ..objective import TokenObjective
 from ..sources import Given
 
@@ -54,5 +54,6 @@ class REPALoss(TokenObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         source = Given(width=self.width)
-        head = heads.MLP(layers=3, hidden=self.hidden)
+        hidden = check_number("hidden", self.hidden, 1, integer=True)
+        head = heads.MLP(layers=3, hidden=hidden)
         set_frozen(self, source=source, head=head, width=source.width, hidden=head.hidden)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from .. import heads, layers
-from .._checks import set_frozen
+from .._checks import check_switch, set_frozen
 from ..heads import Head
 from ..objective import TokenObjective
 from ..paths import Path
@@ -79,9 +79,12 @@ class SRALoss(TokenObjective):
             random_gap=self.random_gap,
             decay=self.decay,
         )
-        layers.check_order_where_known(self.student_layer, source.layer, self.allow_same_layer)
+        same = check_switch("allow_same_layer", self.allow_same_layer)
+        layers.check_order_where_known(self.student_layer, source.layer, same)
         set_frozen(
             self,
+            allow_same_layer=same,
+            random_gap=source.random_gap,
             source=source,
             teacher_layer=source.layer,
             path=source.path,

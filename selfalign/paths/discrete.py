@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import ClassVar
+import numbers
+from typing import Any, ClassVar
 
 from .._backend import constant, ops, widened
 from .._checks import invalid, set_frozen
@@ -19,6 +20,15 @@ def _ddpm_alphas_cumprod(
 ) -> tuple[float, ...]:
     betas = (first + (last - first) * i / (steps - 1) for i in range(steps))
     return tuple(itertools.accumulate((1.0 - beta for beta in betas), lambda a, b: a * b))
+
+
+def _numbers(given: Any) -> tuple[float, ...]:
+    """The numbers in a sequence or an array of one axis; none where it is something else."""
+    items = given.tolist() if hasattr(given, "tolist") else given
+    if not isinstance(items, (list, tuple)):
+        return ()
+    real = all(isinstance(a, numbers.Real) and not isinstance(a, bool) for a in items)
+    return tuple(float(a) for a in items) if real else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +62,14 @@ class Discrete(Path):
     alphas_cumprod: tuple[float, ...] = _ddpm_alphas_cumprod()
 
     def __post_init__(self) -> None:
-        values = tuple(float(a) for a in self.alphas_cumprod)
+        values = _numbers(self.alphas_cumprod)
         falls = all(1.0 >= a > b >= 0.0 for a, b in itertools.pairwise(values))
         if len(values) < 2 or not falls:
             raise invalid(
                 "alphas_cumprod must be at least two numbers that fall strictly inside [0, 1]",
-                f"{len(values)} numbers, {values[:3]} ... {values[-1:]}",
+                f"{len(values)} numbers, {values[:3]} ... {values[-1:]}"
+                if values
+                else f"{self.alphas_cumprod!r:.60}",
                 "Pass the cumulative product of 1 - beta, step 0 first.",
             )
         # roots in float64: 1 - abar loses four digits of sigma in float32 at the clean end

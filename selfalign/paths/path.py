@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from .._backend import dtype_of, extremes, on_backend, ops, widened
-from .._checks import changed_fields, check_array, check_choice, invalid
+from .._checks import changed_fields, check_array, check_choice, check_switch, invalid
 from ..typing import Draws, Settings, Tensor, Times
 from .conventions import Convention, with_rounding
 from .snr import SignalToNoise
@@ -82,7 +82,8 @@ class Path(SignalToNoise):
             >>> float(selfalign.paths.Linear().draw_times(np.array([0.25]))[0])
             0.25
         """
-        return self.times_from(ops.convert_to_tensor(u))
+        _check_draws(u, None)
+        return self.times_from(u)
 
     @on_backend
     def add_noise(self, x0: Tensor, noise: Tensor, t: Times) -> Tensor:
@@ -176,6 +177,7 @@ class Path(SignalToNoise):
         Example: `path.target(x0, noise, t, "noise")` is the noise.
         """
         check_choice("prediction", prediction, ("velocity", "noise", "data"))
+        self._check_sample(x0, noise, t)
         if prediction == "velocity":
             return self.velocity(x0, noise, t)
         return noise if prediction == "noise" else x0
@@ -188,6 +190,8 @@ class Path(SignalToNoise):
         """Times `t`, which are checked, moved toward the data; see `selfalign.teacher_time`."""
         # a gap may not fit into an 8-bit t
         start = ops.cast(t, "int32") if self.discrete else widened(t)
+        if not isinstance(random_gap, bool):
+            random_gap = check_switch("random_gap", random_gap)
         if random_gap:
             _check_draws(u, t)
             gap = self.gap(u, largest)
@@ -217,7 +221,7 @@ class Path(SignalToNoise):
     def _check_values(self, t: Tensor) -> None:
         """Times of any shape: of the path's kind and inside it."""
         dtype = dtype_of(t)
-        if self.discrete == ("float" in dtype) or dtype == "bool":
+        if not dtype.startswith(("int", "uint") if self.discrete else ("float", "bfloat")):
             kind = "integer steps" if self.discrete else "floating-point times"
             raise TypeError(
                 f"The {self.name} path takes {kind}. Received: t of dtype {dtype}. Check which "
@@ -245,11 +249,13 @@ class Path(SignalToNoise):
                 "Draw the noise like x0.",
             )
         self.check_times(t, batch=shape[0])
-        dtype = dtype_of(x0)
-        if "float" not in dtype:
-            raise TypeError(
-                f"x0 must be floating point. Received: dtype {dtype}. Scale images to floats first."
-            )
+        for name, given in (("x0", x0), ("noise", noise)):
+            dtype = dtype_of(given)
+            if "float" not in dtype:
+                raise TypeError(
+                    f"{name} must be floating point. Received: dtype {dtype}. Scale images to "
+                    "floats first."
+                )
 
 
 def _mix(weights: tuple[Tensor, Tensor], x0: Tensor, noise: Tensor) -> Tensor:
@@ -260,13 +266,13 @@ def _mix(weights: tuple[Tensor, Tensor], x0: Tensor, noise: Tensor) -> Tensor:
     return ops.cast(a * widened(x0) + b * widened(noise), dtype_of(x0))
 
 
-def _check_draws(u: Draws | None, t: Times) -> None:
-    """Uniform draws in [0, 1), one for each time in `t`."""
-    shape = tuple(u.shape) if u is not None and hasattr(u, "shape") else u
-    if u is None or shape != tuple(t.shape):
+def _check_draws(u: Draws | None, t: Times | None) -> None:
+    """Uniform draws in [0, 1), one for each time in `t`; of any shape where that is None."""
+    if u is None or not hasattr(u, "shape") or (t is not None and u.shape != t.shape):
+        wanted = None if t is None else tuple(t.shape)
         raise invalid(
             "u must hold one draw per sample, of t's shape",
-            f"u {shape}, t {tuple(t.shape)}",
+            f"u {tuple(u.shape) if hasattr(u, 'shape') else u!r:.60}, t {wanted}",
             "Draw u like t: uniform in [0, 1).",
         )
     dtype = dtype_of(u)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from .._backend import on_backend, ops, widened
-from .._checks import invalid
+from .._backend import dtype_of, extremes, is_floating, on_backend, ops, widened
+from .._checks import check_array, invalid
 from ..typing import Tensor, Times
 
 TINY = 1e-19  # its inverse squared still fits into float32
@@ -39,7 +39,7 @@ class SignalToNoise:
             >>> float(selfalign.paths.Linear().snr(0.2))
             16.0
         """
-        t = ops.convert_to_tensor(t)
+        t = _tensor("t", t)
         self._check_values(t)
         alpha, sigma = self.coefficients(t)
         return ops.where(sigma > 0, ops.square(alpha / ops.maximum(sigma, TINY)), math.inf)
@@ -53,7 +53,15 @@ class SignalToNoise:
             >>> round(float(selfalign.paths.Linear().time_at_snr(16.0)), 6)
             0.2
         """
-        return self._time_at(ops.sqrt(widened(ops.convert_to_tensor(snr))))
+        snr = _tensor("snr", snr)
+        found = extremes(snr) if is_floating(snr) or "int" in dtype_of(snr) else (-1.0, -1.0)
+        if found is not None and not found[0] >= 0:
+            raise invalid(
+                "snr must hold numbers of at least 0",
+                f"values from {found[0]:g}, dtype {dtype_of(snr)}",
+                "It is alpha^2 / sigma^2, not in decibels.",
+            )
+        return self._time_at(ops.sqrt(widened(snr)))
 
     def _time_at(self, ratio: Tensor) -> Tensor:
         """The time at which alpha / sigma is `ratio`."""
@@ -62,3 +70,11 @@ class SignalToNoise:
             self,
             "Use a continuous path, or search in snr(t).",
         )
+
+
+def _tensor(name: str, value: Tensor) -> Tensor:
+    """A number as a tensor; anything but numbers and arrays is refused."""
+    if type(value) in (int, float):
+        return ops.convert_to_tensor(value)
+    check_array(name, value)
+    return value

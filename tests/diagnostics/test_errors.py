@@ -17,9 +17,79 @@ def ones(*shape):
     return tensor(np.ones(shape))
 
 
+class Writer:
+    """What TensorBoard's writer has."""
+
+    def add_scalar(self, name, value, step):
+        """Nothing is written."""
+
+
 LABELS = [0, 1] * 3
 ERRORS = {
     # name: (call, kind, rule, received, fix)
+    "a log without a file": (
+        lambda: diagnostics.CSVLogger(None),
+        TypeError,
+        "path must be that of a file",
+        "None",
+        "Pass a string or a Path.",
+    ),
+    "a prefix that is none": (
+        lambda: diagnostics.TensorBoardLogger(Writer(), prefix=None),
+        TypeError,
+        "prefix must be a string",
+        "None",
+        'Pass for instance "sra/", or "" for none.',
+    ),
+    "percentiles that fall": (
+        lambda: diagnostics.pca_maps(np.ones((2, 6, 4)), (2, 3), (99, 1)),
+        ValueError,
+        "percentiles must be two rising numbers in [0, 100]",
+        "(99, 1)",
+        "Pass for instance (1.0, 99.0).",
+    ),
+    "half of what is held out": (
+        lambda: diagnostics.linear_probe(np.eye(6), LABELS, held_out=(np.eye(6),)),
+        TypeError,
+        "held_out must be (features, labels)",
+        "tuple (array(",
+        "Pass both of other samples, or leave it out.",
+    ),
+    "layers without times": (
+        lambda: diagnostics.per_layer([np.eye(6)], diagnostics.feature_norm),
+        TypeError,
+        "features must be {time: [features of each layer]}",
+        "list [",
+        "Take them from selfalign.adapters.torch.features.",
+    ),
+    "a measure by its name": (
+        lambda: diagnostics.compare([np.eye(6)], [np.eye(6)], "cka"),
+        TypeError,
+        "measure must be a function",
+        "str 'cka'",
+        "Pass the function itself, not its name or its result.",
+    ),
+    "complex features": (
+        lambda: diagnostics.feature_norm(np.ones((2, 3), "complex64")),
+        TypeError,
+        "tokens must be an array of real numbers",
+        "dtype complex64",
+        "Pass a block's features.",
+    ),
+    "features in words": (
+        lambda: diagnostics.cknna("x", np.eye(6)),
+        TypeError,
+        "Features must be an array of numbers",
+        "str 'x'",
+        "Pass a tensor, or what NumPy can read.",
+    ),
+    "no layers to compare": (
+        lambda: diagnostics.compare([], [np.eye(6)]),
+        TypeError,
+        "left must be a list of features, not empty",
+        "list []",
+        "Pass those of each layer.",
+    ),
     "features without rows": (
         lambda: diagnostics.feature_norm(ones(3)),
         ValueError,

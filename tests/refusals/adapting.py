@@ -47,6 +47,27 @@ class Incomparable(selfalign.Objective):
 
 
 CASES = {
+    "sources of an object": (
+        lambda: adapting.with_source({"sra": sra()}, sra().source),
+        TypeError,
+        "kind must be a class of selfalign.sources",
+        "EMATeacher(",
+        "Pass for instance sources.EMATeacher.",
+    ),
+    "a function by its name": (
+        lambda: adapting.check_function("select", "first"),
+        TypeError,
+        "select must be a function",
+        "str 'first'",
+        "Pass the function itself, not its name or its result.",
+    ),
+    "draws that are missing": (
+        lambda: adapting.init_head(sra(), {"hidden_kernel": ones(4, 8)}),
+        ValueError,
+        "draws must be those that head_shapes names",
+        "hidden_kernel, without output_kernel",
+        "Draw one array for each of its entries.",
+    ),
     "a function as objective": (
         lambda: adapting.named_objectives(len),
         TypeError,

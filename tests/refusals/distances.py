@@ -82,6 +82,13 @@ CASES = {
         "values from nan to nan",
         LEFT_OUT,
     ),
+    "a mean of integers": (
+        lambda: masks.masked_mean(tokens(2, 3, dtype="int32")),
+        ValueError,
+        "values must be floating point, of the shape [B, N] or [B], and not empty",
+        "shape (2, 3) of dtype int32",
+        "Reduce over the features first.",
+    ),
     "complex weights": (
         lambda: masks.check_mask(np.ones(2, "complex64"), (2, 3)),
         TypeError,

@@ -1,12 +1,26 @@
 """Noise paths: samples, and settings."""
 
-from selfalign import paths
+from selfalign import paths, time_gap
 
 from .common import BOUNDS, CONVERT, SETTINGS, SPELLING, less, mix, ones, sra, tokens
 
 FALLING = "alphas_cumprod must be at least two numbers that fall strictly inside [0, 1]"
 
 CASES = {
+    "a negative ratio": (
+        lambda: paths.Linear().time_at_snr(-1.0),
+        ValueError,
+        "snr must hold numbers of at least 0",
+        "values from -1, dtype float32",
+        "It is alpha^2 / sigma^2, not in decibels.",
+    ),
+    "a path's name for a path": (
+        lambda: time_gap.gap_range("linear", 0.2),
+        TypeError,
+        "path must be an object of selfalign.paths.path.Path",
+        "str 'linear'",
+        "Pass for instance selfalign.paths.Linear().",
+    ),
     "noise of another shape": (
         lambda: mix(noise=(2, 4)),
         ValueError,

@@ -5,6 +5,13 @@ from selfalign import plateau
 from .common import BOUNDS, NUMBER, ones
 
 CASES = {
+    "a state that is none": (
+        lambda: plateau.Plateau()(None, 0.5),
+        TypeError,
+        "state must be a PlateauState",
+        "None",
+        "Take it from init(), or from the last call.",
+    ),
     "no patience": (
         lambda: plateau.Plateau(patience=0),
         ValueError,

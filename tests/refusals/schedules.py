@@ -1,8 +1,11 @@
 """Schedules of weights and decays."""
 
+import numpy as np
+from support import tensor
+
 from selfalign import schedules
 
-from .common import BOUNDS, NUMBER, SETTINGS, SPELLING, sra
+from .common import BOUNDS, NUMBER, SETTINGS, SPELLING, sra, tokens
 
 SCHEDULE = "A schedule must be a number or a function of the step"
 ANY_SCHEDULE = "Pass a number, an object of selfalign.schedules, or a callable."
@@ -40,11 +43,11 @@ CASES = {
         BOUNDS,
     ),
     "every half step": (
-        lambda: schedules.Every(0.5),
+        lambda: schedules.Every(2.5),
         TypeError,
         "steps must be an integer",
-        "0.5",
-        NUMBER,
+        "2.5",
+        "Pass a whole number of steps.",
     ),
     "every no step": (
         lambda: schedules.Every(0),
@@ -130,6 +133,83 @@ CASES = {
         "The settings of the schedule 'product' must be factors",
         "none",
         SETTINGS,
+    ),
+    "factors that are none": (
+        lambda: schedules.Product(3),
+        ValueError,
+        "factors must be a list or tuple",
+        "3",
+        "Multiply schedules instead: 0.5 * Warmup(1000).",
+    ),
+    "a step before the first": (
+        lambda: schedules.Warmup(10)(-1),
+        ValueError,
+        "step must be finite and at least 0",
+        "-1",
+        BOUNDS,
+    ),
+    "half a step": (
+        lambda: schedules.Warmup(10)(2.5),
+        TypeError,
+        "step must be an integer",
+        "2.5",
+        "Pass a whole number of steps.",
+    ),
+    "a step before the first, as a tensor": (
+        lambda: schedules.Warmup(10)(tensor(np.array(-1))),
+        ValueError,
+        "step must be an integer of at least 0, or a scalar tensor that holds one",
+        "-1",
+        "Pass the number of optimizer steps done.",
+    ),
+    "two steps": (
+        lambda: schedules.Warmup(10)(tokens(2, dtype="int32")),
+        ValueError,
+        "step must be an integer of at least 0, or a scalar tensor that holds one",
+        "shape (2,) of dtype int32",
+        "Pass the number of optimizer steps done.",
+    ),
+    "a warm-up of half a step": (
+        lambda: schedules.Warmup(2.5),
+        TypeError,
+        "steps must be an integer",
+        "2.5",
+        "Pass a whole number of steps.",
+    ),
+    "a negative decay": (
+        lambda: sra(decay=-1),
+        ValueError,
+        "decay must be in [0, 1]",
+        "-1",
+        "It is the weight of the old value, 0.9999 in the paper.",
+    ),
+    "an int of hundreds of digits": (
+        lambda: schedules.Warmup(10**400),
+        ValueError,
+        "steps must be finite and at least 1",
+        "1000",
+        BOUNDS,
+    ),
+    "settings that are no dict": (
+        lambda: sra().from_settings([]),
+        TypeError,
+        "settings must be a dict by names",
+        "list []",
+        "Pass a dict whose keys are strings.",
+    ),
+    "settings without layers": (
+        lambda: sra().from_settings({}),
+        ValueError,
+        "Settings of SRALoss must have student_layer, teacher_layer",
+        "settings without student_layer, teacher_layer",
+        "Take them from settings().",
+    ),
+    "a switch in words": (
+        lambda: sra(random_gap="False"),
+        TypeError,
+        "random_gap must be True or False",
+        "'False'",
+        "Pass a boolean.",
     ),
     "a factor that has no settings": (
         lambda: schedules.Warmup(10) * len,
