@@ -14,6 +14,7 @@ from selfalign.adapting import (
     Tensor,
     Times,
     check_choice,
+    check_function,
     check_number,
     invalid,
     named_objectives,
@@ -59,6 +60,20 @@ class Options:
                 "label_dropout needs the label that stands for none",
                 "null_label=None",
                 "Pass null_label=.",
+            )
+        whole = {"null_label": self.null_label, "seed": self.seed}
+        for name, number in whole.items():
+            if number is not None:
+                fix = "Pass a whole number, or leave it out."
+                check_number(name, number, 0, 2**31 - 1, fix, integer=True)
+        functions = {"select": self.select, "arrange": self.arrange, "draw_time": self.draw_time}
+        for name, function in functions.items():
+            if function is not None:
+                check_function(name, function)
+        if self.blocks is not None and not isinstance(self.blocks, str):
+            raise TypeError(
+                f"blocks must be a string. Received: {self.blocks!r:.60}. Pass the blocks' names, "
+                'such as "block_{}".'
             )
         if self.width is not None:
             check_number("width", self.width, 1, fix="It is the width D of tokens.", integer=True)

@@ -23,7 +23,7 @@ from .arguments import Arguments
 from .attached import Attached
 from .blocks import Paths, find_taps
 from .heads import by_name as heads_by_name
-from .options import check_options, make_teacher, refuse_unknown
+from .options import check_options, check_values, make_teacher, refuse_unknown
 from .parts import Tensors, make_parts
 from .sharding import unwrap
 from .student import Recorder
@@ -125,6 +125,7 @@ class SelfAlignment(Attached):
     ) -> None:
         refuse_unknown(unknown)
         compiled = check_options(checks, compile, log_metrics)
+        check_values(blocks, width, select, call, seed)
         load_keras("torch")
         self.loss = loss
         self.model = unwrap(model)

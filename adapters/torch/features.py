@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import nn
 
-from selfalign.adapting import check_number, invalid, paths
+from selfalign.adapting import check_function, check_number, check_switch, invalid, paths
 
 from .arguments import samples
 from .blocks import Paths, find_blocks, read_width
@@ -79,6 +80,15 @@ def features(
     path = paths.resolve(path)
     count = len(x0)
     check_number("batch_size", batch_size, 1, integer=True)
+    mean = check_switch("mean", mean)
+    for name, function in (("select", select), ("call", call)):
+        if function is not None:
+            check_function(name, function)
+    if isinstance(times, (str, bytes)) or not all(isinstance(t, Real) for t in times):
+        raise TypeError(
+            f"times must be a list of numbers. Received: {times!r:.60}. Pass noise levels of the "
+            "path, such as [0.1, 0.5]."
+        )
     run = call or _call
     found = find_blocks(base, blocks)
     readers = {where: _reader(base, where, select) for where in found}

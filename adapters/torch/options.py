@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from selfalign.adapting import EMATeacher as TeacherSource
-from selfalign.adapting import check_choice, invalid
+from selfalign.adapting import check_choice, check_function, check_number, check_switch, invalid
 
 from .average import Average, EMATeacher
 from .following import Followed
@@ -58,6 +58,36 @@ def refuse_unknown(given: Mapping[str, Any]) -> None:
         )
 
 
+def check_values(
+    blocks: Any,
+    width: int | None,
+    select: Callable[..., Any] | None,
+    call: Callable[..., Any] | None,
+    seed: int | None,
+) -> None:
+    """Options that may be left out, where they are given.
+
+    Raises:
+        ValueError: a width below 1, or a seed that a generator does not take.
+        TypeError: something else than whole numbers and functions.
+    """
+    paths = [blocks] if isinstance(blocks, str) else blocks
+    listed = isinstance(paths, (list, tuple)) and all(isinstance(path, str) for path in paths)
+    if blocks is not None and not listed:
+        raise TypeError(
+            f"blocks= must be a path, or several in a list. Received: {blocks!r:.60}. Pass for "
+            'instance "blocks", the attribute that holds the list of blocks.'
+        )
+    if width is not None:
+        check_number("width", width, 1, fix="It is the width D of the tokens.", integer=True)
+    if seed is not None:
+        fix = "Pass a whole number, or leave it out."
+        check_number("seed", seed, 0, 2**63 - 1, fix, integer=True)
+    for name, function in (("select", select), ("call", call)):
+        if function is not None:
+            check_function(name, function)
+
+
 def check_options(checks: str, compile: Any, log_metrics: Any) -> Mapping[str, Any] | None:
     """Options of torch.compile, or None where nothing is compiled.
 
@@ -66,10 +96,7 @@ def check_options(checks: str, compile: Any, log_metrics: Any) -> Mapping[str, A
         TypeError: something else than booleans or options.
     """
     check_choice("checks", checks, CHECKS)
-    if not isinstance(log_metrics, bool):
-        raise TypeError(
-            f"log_metrics must be True or False. Received: {log_metrics!r:.60}. Pass a boolean."
-        )
+    check_switch("log_metrics", log_metrics)
     if isinstance(compile, Mapping):
         return dict(compile)
     if not isinstance(compile, bool):

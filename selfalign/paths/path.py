@@ -269,10 +269,10 @@ def _mix(weights: tuple[Tensor, Tensor], x0: Tensor, noise: Tensor) -> Tensor:
 def _check_draws(u: Draws | None, t: Times | None) -> None:
     """Uniform draws in [0, 1), one for each time in `t`; of any shape where that is None."""
     if u is None or not hasattr(u, "shape") or (t is not None and u.shape != t.shape):
-        wanted = None if t is None else tuple(t.shape)
+        received: Any = tuple(u.shape) if u is not None and hasattr(u, "shape") else f"{u!r:.60}"
         raise invalid(
             "u must hold one draw per sample, of t's shape",
-            f"u {tuple(u.shape) if hasattr(u, 'shape') else u!r:.60}, t {wanted}",
+            f"u {received}, t {tuple(getattr(t, 'shape', ()))}",
             "Draw u like t: uniform in [0, 1).",
         )
     dtype = dtype_of(u)

@@ -49,17 +49,17 @@ ERRORS = {
         "Pass for instance (1.0, 99.0).",
     ),
     "half of what is held out": (
-        lambda: diagnostics.linear_probe(np.eye(6), LABELS, held_out=(np.eye(6),)),
+        lambda: diagnostics.linear_probe(np.eye(6), LABELS, held_out=(1,)),
         TypeError,
         "held_out must be (features, labels)",
-        "tuple (array(",
+        "tuple (1,)",
         "Pass both of other samples, or leave it out.",
     ),
     "layers without times": (
-        lambda: diagnostics.per_layer([np.eye(6)], diagnostics.feature_norm),
+        lambda: diagnostics.per_layer([1], diagnostics.feature_norm),
         TypeError,
         "features must be {time: [features of each layer]}",
-        "list [",
+        "list [1]",
         "Take them from selfalign.adapters.torch.features.",
     ),
     "a measure by its name": (

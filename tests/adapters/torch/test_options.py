@@ -7,9 +7,10 @@ import keras
 import pytest
 import torch
 from dit_models import DiT, hooks_on, seen
+from refusals.generated import KINDS, outcome
 
 from selfalign import _backend
-from selfalign.adapters.torch import SelfAlignment
+from selfalign.adapters.torch import SelfAlignment, features
 from selfalign.adapters.torch.options import OPTIONS
 
 OLD = {
@@ -127,3 +128,62 @@ def test_another_backend_is_named_when_attaching(model, loss, no_keras_yet, monk
     with pytest.raises(TypeError, match=message):
         SelfAlignment(model, loss)
     assert hooks_on(model) == 0
+
+
+# Wrong values of every kind
+
+
+def wrong(kind, *right):
+    """What is wrong with an option of this kind, without what is right for it."""
+    return {f"{kind}: {what}": value for what, value in KINDS[kind].items() if what not in right}
+
+
+NUMBER = wrong("steps", "nothing")
+WRONG = {
+    "log_metrics": wrong("switch"),
+    "checks": wrong("word"),
+    "compile": wrong("switch", "a dict"),
+    "width": NUMBER,
+    "seed": wrong("from 0", "nothing"),
+    "select": wrong("function", "nothing"),
+    "call": wrong("function", "nothing"),
+    "blocks": {"a number": 3, "True": True, "empty": "", "no list": "out"},
+    "taps": {"a number": 3, "one": ("blocks.1",), "a word": "blocks.1", "nowhere": ("a", "b")},
+    "teacher": {"a word": "blocks.1", "a number": 3, "True": True, "a dict": {}},
+}
+
+
+@pytest.mark.parametrize("option", WRONG)
+def test_every_wrong_value_is_refused_in_three_parts(model, loss, option):
+    ends = {
+        what: outcome(lambda v=value: SelfAlignment(model, loss, **{option: v}))
+        for what, value in WRONG[option].items()
+    }
+    assert {what: end for what, end in ends.items() if end[0] != "clear"} == {}
+    if option != "taps":  # of those the paths are named
+        assert all(option in message for _, message in ends.values())
+    assert hooks_on(model) == 0
+
+
+def test_there_are_wrong_values_for_every_option():
+    assert set(WRONG) == set(OPTIONS)
+    assert sum(map(len, WRONG.values())) > 80
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"mean": "no"},
+        {"times": "0.5"},
+        {"times": [None]},
+        {"select": 3},
+        {"call": "x"},
+        {"batch_size": 2.5},
+    ],
+)
+def test_wrong_values_for_features(model, option):
+    x0 = torch.zeros(2, 5, 4)
+    options = {"times": [0.5], **option}
+    kind, message = outcome(lambda: features(model, x0, x0, **options))
+    assert kind == "clear"
+    assert next(iter(option)) in message
