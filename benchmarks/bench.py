@@ -65,6 +65,7 @@ def compare(
             "ratio": found.median,
             "quartiles": (found.low, found.high),
             "peak_bytes": counting.peak_memory(steps[name], device),
+            "kernels": counting.kernels(steps[name], device),
         }
     plain = result["plain"]["flops"]
     floor = 1 + counting.least_flops(model, batch, loss) / plain

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from rich.console import Console
-from rounds import SIZES, Seconds, Step, measure, ratio, show_against
+from rounds import SIZES, Seconds, Size, Step, measure, ratio, show_against
 
 import selfalign
 from selfalign.adapters import jax as sra
@@ -50,9 +50,9 @@ class Batch(NamedTuple):
     y: jax.Array
 
 
-def make_batch(count: int) -> Batch:
+def make_batch(count: int, side: int) -> Batch:
     keys = jax.random.split(jax.random.key(0), 4)
-    shape = (count, 32, 32, 4)
+    shape = (count, side, side, 4)
     return Batch(
         jax.random.normal(keys[0], shape),
         jax.random.normal(keys[1], shape),
@@ -64,15 +64,16 @@ def make_batch(count: int) -> Batch:
 class Setting:
     """A model taken apart, its batch, and how its features come out."""
 
-    def __init__(self, name: str, count: int, dtype: str) -> None:
-        size = SIZES[name]
+    def __init__(
+        self, size: Size, loss: selfalign.SRALoss, count: int, dtype: str, side: int = 32
+    ) -> None:
         self.width = size.width
-        self.loss = selfalign.SRALoss.preset(f"SiT-{name}/2")
+        self.loss = loss
         self.dtype = dtype
         self.student_layer, self.teacher_layer = self.loss.layers(size.depth)
-        model = SiT(32, 4, 1000, 2, size.width, size.depth, size.heads, nnx.Rngs(0))
+        model = SiT(side, 4, 1000, 2, size.width, size.depth, size.heads, nnx.Rngs(0))
         self.graph, self.params = nnx.split(nnx.view(model))
-        self.batch = make_batch(count)
+        self.batch = make_batch(count, side)
 
     def cast(self, params: Params) -> Params:
         """To the dtype in which the model computes."""
@@ -257,7 +258,8 @@ def main() -> None:
     console.print(f"jax {jax.__version__}, {device.device_kind}, {dtype}")
     found = {}
     for name in options.sizes:
-        setting = Setting(name, options.batch, dtype)
+        loss = selfalign.SRALoss.preset(f"SiT-{name}/2")
+        setting = Setting(SIZES[name], loss, options.batch, dtype)
         steps: dict[str, Step] = {}
         counted: dict[str, float] = {}
         for arm, term in ARMS.items():

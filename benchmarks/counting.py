@@ -39,6 +39,18 @@ def operations(step: Step) -> int:
     return counter.count
 
 
+def kernels(step: Step, device: torch.device) -> int | None:
+    """What a GPU runs in a step, copies aside; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    on_the_gpu = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_the_gpu)
+
+
 def kept_for_backward(step: Step) -> int:
     """Bytes that autograd keeps from a step's forward to its backward, with the parameters."""
     storages: dict[int, int] = {}
@@ -54,7 +66,7 @@ def kept_for_backward(step: Step) -> int:
 
 
 def peak_memory(step: Step, device: torch.device) -> int | None:
-    """Bytes on a GPU; None on a CPU."""
+    """Bytes on a GPU, of all that lies there; None on a CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats()

@@ -16,6 +16,10 @@ BACKENDS = ("torch", "jax", "numpy")
 ADAPTERS = {"torch": ("minimal", "torch", "keras"), "jax": ("jax", "keras"), "numpy": ()}
 FOLDER = Path(__file__).parent / "adapters"
 
+# read by the workers of pytest-xdist and by all that the tests start
+FIRST = str(Path(__file__).parent / "processes")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [FIRST, os.environ.get("PYTHONPATH")]))
+
 
 def pytest_configure(config):
     asked = os.environ.get("KERAS_BACKEND")

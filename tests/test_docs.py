@@ -278,7 +278,7 @@ def test_blocks_run(name, tmp_path, monkeypatch):
     script = tmp_path / "blocks.py"
     script.write_text(text)
     environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
-    environment["PYTHONPATH"] = str(ROOT / "tests")
+    environment["PYTHONPATH"] += os.pathsep + str(ROOT / "tests")
     if run.backend:
         environment["KERAS_BACKEND"] = run.backend
     command = [sys.executable, str(script)]

@@ -71,13 +71,30 @@ def make_parts(
         head = Projector(objective, head_seed(seed, index, name), _like(model, block), known)
         evaluate: Callable[..., Any] = objective.evaluate
         if compiled is not None:
-            evaluate = torch.compile(evaluate, **compiled)
+            evaluate = _compiled(evaluate, compiled)
         student = TokenReader(model, tapped.student, select, known)
         target = None if tapped.target is None else TokenReader(model, tapped.target, select, known)
         source = objective.source
         kinds = [isinstance(source, kind) for kind in (EMATeacher, LaterLayer, Given)]
         parts.append(Part(name, objective, head, evaluate, student, target, *kinds))
     return parts
+
+
+def _compiled(evaluate: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function compiled, as it must be where that makes CUDA graphs.
+
+    A graph overwrites what an earlier one returned, unless that waits for its backward. So without
+    gradient nothing is compiled, and metrics, which are kept from step to step, are copies.
+    """
+    quick = torch.compile(evaluate, **options)
+
+    def run(*arguments: Any) -> tuple[Any, Any]:
+        if not torch.is_grad_enabled():
+            return evaluate(*arguments)
+        distance, metrics = quick(*arguments)
+        return distance, {name: value.clone() for name, value in metrics.items()}
+
+    return run
 
 
 def head_seed(seed: int, index: int, name: str) -> int:

@@ -120,7 +120,8 @@ class TeacherCall(Hooks):
         Args:
             batch: what align() was given.
             seen: the student's pass.
-            explored: whether the trial is over that finds out which embeddings embed what.
+            explored: whether the forward may be compiled: in training, after the trial that finds
+                out which embeddings embed what.
         """
         x, t = self.path.add_less_noise(
             batch.x0, batch.noise, batch.t, batch.u, self.source.largest_gap, self.source.random_gap

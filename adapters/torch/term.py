@@ -168,8 +168,9 @@ class Term:
         """Add the teacher's tokens to `targets`, for as many samples as are aligned."""
         call: Any = self.call
         average: Any = self.average
+        trains = torch.is_grad_enabled()
         if not average.started:
-            average.start(torch.is_grad_enabled())
+            average.start(trains)
         autocast = seen.autocast
         if average.dtype is not None:
             autocast = (True, average.dtype)
@@ -179,7 +180,8 @@ class Term:
         with precision(batch.t.device, autocast):
             if self.fraction < 1.0:
                 batch, seen = first_steps.first_part(self, batch, seen)
-            outputs = call(batch, seen, self.trial.over)
+            # without gradient it is not compiled: a CUDA graph would overwrite the student's
+            outputs = call(batch, seen, self.trial.over and trains)
             if not self.trial.over:
                 outputs = self.trial(batch, seen, outputs)
                 self.recorder.watches_draws = not self.trial.over

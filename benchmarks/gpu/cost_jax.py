@@ -7,20 +7,36 @@ The arms of bench_jax_sit.py, in turns.
 
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from found import Figures, attempt, parse
+import jax
+from found import Figures, attempt, judge, parse
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import bench_jax_sit
+from bench_jax_sit import Setting
 from rounds import SIZES, Size, measure, ratio
+
+import selfalign
 
 BATCHES = {"B": 128, "XL": 48}
 
 
-def step(name: str, count: int, rounds: int) -> Figures:
+def setting_of(name: str) -> Setting:
+    loss = selfalign.SRALoss.preset(f"SiT-{name}/2")
+    return Setting(SIZES[name], loss, BATCHES[name], "bfloat16")
+
+
+def smallest() -> Setting:
+    """For a rehearsal: XLA takes its time for each block."""
+    loss = selfalign.SRALoss(student_layer=1, teacher_layer=2)
+    return Setting(Size(16, 2, 2), loss, 1, "bfloat16", side=4)
+
+
+def step(make_setting: Callable[[], Setting], rounds: int) -> Figures:
     """Each arm's time against the plain step, and against what the method needs at least."""
-    setting = bench_jax_sit.Setting(name, count, "bfloat16")
+    setting = make_setting()
     steps = {}
     flops = {}
     for arm, term in bench_jax_sit.ARMS.items():
@@ -30,7 +46,7 @@ def step(name: str, count: int, rounds: int) -> Figures:
     aligned = ratio(seconds["selfalign"], seconds["plain"]).median
     return {
         "ok": True,
-        "batch": count,
+        "batch": len(setting.batch.t),
         "floor / plain": floor,
         "selfalign / plain": aligned,
         "by hand / plain": ratio(seconds["by hand"], seconds["plain"]).median,
@@ -41,13 +57,15 @@ def step(name: str, count: int, rounds: int) -> Figures:
 
 def main() -> None:
     options = parse(__doc__)
-    batches = BATCHES
+    on_a_gpu = jax.default_backend() == "gpu"
+    makers = {name: functools.partial(setting_of, name) for name in BATCHES}
     if options.short:
-        SIZES["B"] = Size(32, 12, 2)
-        batches = {"B": 1}
-    for name, count in batches.items():
-        measured = functools.partial(step, name, count, 3 if options.short else 7)
-        attempt(options.out, f"SiT-{name}/2: a step", measured)
+        makers = {"smallest": smallest}
+    for name, make_setting in makers.items():
+        measured = functools.partial(step, make_setting, 3 if options.short else 7)
+        found = attempt(options.out, f"SiT-{name}/2: a step", measured)
+        aim = f"SiT-{name}/2: step / floor"
+        judge(options.out, aim, found.get("selfalign / floor"), 1.05, on_a_gpu)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def write(out: Path, name: str, **figures: Any) -> None:
         file.write(json.dumps({"name": name} | figures) + "\n")
 
 
-def attempt(out: Path, name: str, measure: Callable[[], Figures]) -> None:
+def attempt(out: Path, name: str, measure: Callable[[], Figures]) -> Figures:
     """Write what `measure` returns. An error is a result, too, and the next check goes on."""
     start = time.monotonic()
     try:
@@ -45,6 +45,14 @@ def attempt(out: Path, name: str, measure: Callable[[], Figures]) -> None:
         last = traceback.format_exc().strip().splitlines()[-6:]
         figures = {"ok": False, "error": f"{type(error).__name__}: {error}"[:600], "where": last}
     write(out, name, **figures, seconds=round(time.monotonic() - start, 1))
+    return figures
+
+
+def judge(out: Path, name: str, value: float | None, at_most: float, on_a_gpu: bool) -> None:
+    """Write a target. Elsewhere than on a GPU the figure is no verdict; None: not measured."""
+    if value is not None:
+        ok = value <= at_most or not on_a_gpu
+        write(out, name, ok=ok, value=value, at_most=at_most, judged=on_a_gpu)
 
 
 def read(out: Path) -> list[Figures]:

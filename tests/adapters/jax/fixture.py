@@ -37,8 +37,8 @@ class Loop:
         self.objectives = adapting.named_objectives(self.loss)
         self.layers = {n: o.layers(reference.DEPTH) for n, o in self.objectives.items()}
         self.path = reference.noise_path(self.loss)
-        self.step = jax.jit(self._step)
-        self.gradients = jax.jit(jax.grad(lambda *arguments: self._terms(*arguments)[1]))
+        self.gradients = jax.jit(self._gradients)
+        self.update = jax.jit(self._update)
 
     def start(self, weights, projector=None):
         """What is trained, and the teacher where there is one."""
@@ -92,19 +92,22 @@ class Loop:
             target = taught | target if isinstance(self.loss, list) else taught
         return denoising, term, sra.metrics(self.loss, projector, student, target)
 
-    def _step(self, trained, teacher, step, batch):
-        """What is trained and the teacher after the step; the term and metrics before it."""
+    def _gradients(self, trained, teacher, step, batch, denoise):
+        """Of the loss, or of the term alone where `denoise` is 0; the term and its metrics."""
 
         def objective(trained):
             denoising, term, metrics = self._terms(trained, teacher, step, batch)
-            return denoising + term, (term, metrics)
+            return denoise * denoising + term, (term, metrics)
 
-        gradients, before = jax.grad(objective, has_aux=True)(trained)
+        return jax.grad(objective, has_aux=True)(trained)
+
+    def _update(self, trained, teacher, gradients):
+        """What is trained and the teacher, after the step."""
         rate = reference.LEARNING_RATE
         trained = jax.tree.map(lambda p, g: p - rate * g, trained, gradients)
         if teacher is not None:
             teacher = sra.update_teacher(self.loss, teacher, trained["model"])
-        return trained, teacher, step + 1, before
+        return trained, teacher
 
 
 # equal objectives share what is compiled
@@ -120,14 +123,20 @@ class Run:
         self.logged = {}
 
     def step(self, batch):
-        arguments = self.trained, self.average, self.done, as_jax(batch)
-        self.trained, self.average, self.done, (term, self.logged) = self.loop.step(*arguments)
+        found, (term, self.logged) = self._found(batch, denoise=1.0)
+        self.trained, self.average = self.loop.update(self.trained, self.average, found)
+        self.done += 1
         return float(term)
 
     def gradients(self, batch):
-        found = self.loop.gradients(self.trained, self.average, self.done, as_jax(batch))
+        found, _ = self._found(batch, denoise=0.0)
         heads = found["projector"] if isinstance(self.loop.loss, list) else {"": found["projector"]}
         return as_numpy(found["model"]) | reference.flat_heads(as_numpy(heads))
+
+    def _found(self, batch, denoise):
+        """Gradients, and the term with its metrics: one program for both."""
+        state = self.trained, self.average, self.done
+        return self.loop.gradients(*state, as_jax(batch), jnp.float32(denoise))
 
     def weights(self):
         return as_numpy(self.trained["model"])
