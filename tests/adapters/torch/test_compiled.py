@@ -229,3 +229,58 @@ def test_compiled_by_inductor_beside_a_compiled_student():
             forward(*seen((x0, noise, t)))
             terms.append(align(x0, noise, t).detach())
     torch.testing.assert_close(torch.stack(terms[3:]), torch.stack(terms[:3]), rtol=1e-4, atol=1e-5)
+
+
+# CUDA graphs
+
+
+class Graphs:
+    """A backend like CUDA graphs: each call of a graph returns the tensors of the call before it.
+
+    Those without gradient: of the others PyTorch takes care until their backward.
+    """
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, graph, inputs):
+        places = []
+
+        def run(*arguments):
+            self.calls += 1
+            found = graph(*arguments)
+            if not places:
+                places.extend(part.clone() for part in found if not part.requires_grad)
+            free = iter(places)
+            return [p if p.requires_grad else next(free).copy_(p) for p in found]
+
+        return run
+
+
+def test_what_is_kept_of_a_graph_is_a_copy():
+    model = DiT(depth=3)
+    kept = {}
+    for name, options in {"eager": {}, "graphs": {"compile": {"backend": Graphs()}}}.items():
+        align = SelfAlignment(copy.deepcopy(model), SRA, seed=3, log_metrics=True, **options)
+        cosines = []
+        for _ in range(4):
+            trained(align, steps=1)
+            cosines.append(align.metrics["cosine"])
+        kept[name] = torch.stack(cosines)
+    assert len(set(kept["eager"].tolist())) == 4
+    torch.testing.assert_close(kept["graphs"], kept["eager"])
+
+
+def test_without_gradient_no_graph_runs():
+    """It would overwrite the student's prediction, which nothing waits for."""
+    graphs = Graphs()
+    model = DiT(depth=3)
+    align = SelfAlignment(model, SRA, seed=3, compile={"backend": graphs})
+    trained(align)
+    before = graphs.calls
+    batch = make_batch()
+    with torch.no_grad():
+        model(*seen(batch))
+        term = align(*batch)
+    assert term > 0
+    assert graphs.calls == before > 0
