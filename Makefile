@@ -71,10 +71,10 @@ bench: .venv/dev  ## A step with SRA against a plain one and one written by hand
 
 # On a machine without a network, what `make gpu-packages` gathered beforehand stands in for the environment.
 CARRIED := $(wildcard packages/*.whl)
-gpu: $(if $(CARRIED),,.venv/dev)  ## All that wants a GPU, in eight minutes: right? what does it cost? SHORT=1 rehearses it on a CPU
+gpu: $(if $(CARRIED),,.venv/dev)  ## All that wants a GPU, in eight minutes: right? its cost? does it help? SHORT=1 rehearses it on a CPU
 	$(if $(CARRIED),rm -rf packages/installed && $(PYTHON) -m pip install --quiet --no-index --no-deps --target packages/installed $(CARRIED))
 	$(if $(CARRIED),PYTHONPATH=packages/installed $(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --target packages/installed .)
-	$(if $(CARRIED),PYTHONPATH=packages/installed $(PYTHON),$(BIN)/python) benchmarks/gpu/run.py $(if $(SHORT),--short)
+	$(if $(CARRIED),PYTHONPATH=packages/installed $(PYTHON),$(BIN)/python) benchmarks/gpu/run.py $(if $(SHORT),--short) $(GPU)
 
 gpu-packages: .venv/dev  ## The wheels of benchmarks/gpu/packages.txt, for Python 3.12 on Linux, into packages/
 	rm -rf packages

@@ -56,8 +56,8 @@ class SelfAlignment(Attached):
             as the student was called, with another sample and another time in their places.
         seed: of the heads' initial values and of the gaps, default torch.initial_seed(). Both have
             generators of their own: the global random stream is the same with and without the term.
-        compile: compile the teacher's forward up to its layer, and the term: True, or options of
-            torch.compile.
+        compile: compile the teacher's forward up to its layer, and the term, in training: True, or
+            options of torch.compile.
         log_metrics: keep `loss.metrics` of each call in `metrics`, scalars on the device (no host
             sync); of a list as "name/...".
         teacher: an `EMATeacher`, which says how the EMA is kept; or an EMA that you keep up to date

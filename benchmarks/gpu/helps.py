@@ -7,23 +7,24 @@ those that are missing: `make gpu` again, or `run.py --only helps.py`, which lea
 """
 
 import functools
+import itertools
 import sys
+import tempfile
 from pathlib import Path
 
-from found import Figures, attempt, command_line
+from found import Figures, attempt, command_line, write
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "studies"), str(ROOT / "examples")]
-import records
-import study
+import records  # noqa: E402
+import study  # noqa: E402
 
-GROUP = "core"
 SEEDS = (10, 11, 12)
 
 
 def smallest(size: study.Size) -> study.Size:
     return size._replace(
-        lengths={GROUP: study.Length(2, 2)},
+        lengths={"ablations": study.Length(2, 2)},
         measured_every=2,
         samples=20,
         held_out=20,
@@ -35,10 +36,10 @@ def smallest(size: study.Size) -> study.Size:
 
 
 def one_run(
-    file: Path, arm: str, seed: int, size: study.Size, arguments: tuple[str, ...]
+    file: Path, group: str, arm: str, seed: int, size: study.Size, arguments: study.Arguments
 ) -> Figures:
     """A run of the study, kept when it has ended."""
-    rows = study.train(lambda step, state: None, GROUP, arm, seed, size, arguments)
+    rows = study.train(lambda step, state: None, group, arm, seed, size, arguments)
     records.keep(file, arm, seed, rows)
     last = max(step for step, *_ in rows)
     figures = {metric: value for step, metric, where, value in rows if step == last and not where}
@@ -50,25 +51,27 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="digits, fashion-mnist, or a folder")
     options = parser.parse_args()
     size = study.SIZES.get(options.data, study.SIZES["folder"])
-    results = options.out.parent / ("rehearsal" if options.short else "study")
+    group = "core"
+    arms = list(study.GROUPS[group])
     seeds = SEEDS
-    arms = list(study.GROUPS[GROUP])
-    if options.short:
+    results = options.out.parent / "study"
+    if options.short:  # the group that measures least
+        group, arms, seeds = "ablations", ["weight 0.1"], SEEDS[:1]
         size = smallest(size)
-        seeds, arms = (SEEDS[0],), ["default"]
-    file = results / f"{Path(options.data).name}-{GROUP}.csv"
+        results = Path(tempfile.mkdtemp())
+    file = results / f"{Path(options.data).name}-{group}.csv"
     results.mkdir(parents=True, exist_ok=True)
-    steps = str(size.lengths[GROUP].steps)
+    steps = str(size.lengths[group].steps)
     arguments = ("--data", options.data, *size.arguments.split(), "--steps", steps)
     study.load(arguments)
-    study.describe(GROUP, file, size, arguments)
-    done = set() if options.short else {(arm, seed) for arm, seed, *_ in records.read(file)}
-    for seed in seeds:
-        for arm in arms:
-            if (arm, seed) in done:
-                continue
-            run = functools.partial(one_run, file, arm, seed, size, arguments)
-            attempt(options.out, f"{arm}, seed {seed}", run)
+    study.describe(group, file, size, arguments)
+    done = {(record.arm, record.seed) for record in records.read(file)}
+    for seed, arm in itertools.product(seeds, arms):
+        if (arm, seed) in done:
+            write(options.out, f"{arm}, seed {seed}", ok=True, kept=str(file))
+            continue
+        run = functools.partial(one_run, file, group, arm, seed, size, arguments)
+        attempt(options.out, f"{arm}, seed {seed}", run)
 
 
 if __name__ == "__main__":
