@@ -61,7 +61,8 @@ def scale(values: Tensor, axis: int | tuple[int, ...]) -> Tensor:
 
     One for all values along `axis`, which is kept.
     """
-    largest = ops.max(abs(ops.stop_gradient(values)), axis=axis, keepdims=True)
+    # not ops.max: on torch it ends a compiled graph
+    largest = ops.amax(abs(ops.stop_gradient(values)), axis=axis, keepdims=True)
     large = ops.cast(largest > _LARGE, "float32")
     small = ops.cast((largest < _SMALL) & (largest >= _TINY), "float32")
     return (1.0 - large - small) + _REDUCED * large + _ENLARGED * small
