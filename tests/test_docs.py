@@ -58,7 +58,7 @@ TORCH_PAGE = """
 x0, noise, t, y = make_batch()
 """
 TORCH_PAGE_CHECK = """
-assert done == [3, 0, 0, 0, 0, 0, 0], done
+assert done == [3, 0, 0, 0, 0, 0, 0, 0], done
 model(align.path.add_noise(x0, noise, t), t, y)
 align(x0, noise, t).backward()
 assert all(hasattr(p, "to_local") for p in align.teacher.parameters())
