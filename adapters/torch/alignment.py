@@ -234,7 +234,7 @@ class SelfAlignment(Attached):
             self._watch.begin()
         if trains:
             if self._term.terms > 1:
-                self._watch.check_followed()
+                self._watch.check_followed(self._term.terms)
             self._watch.aligned = True
             model, heads = self._watch.groups
             self._watch.counted = [sum(map(VERSION, model)), sum(map(VERSION, heads))]
@@ -255,7 +255,7 @@ class SelfAlignment(Attached):
         """
         if self._detached:
             self._check_attached()
-        if self._watch.sees_step():
+        if self._watch.sees_step(ran=True in self._recorder.passes):
             if self._average is not None:
                 self._average.update(self._term.decay())
             self._term.step += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from selfalign.adapting import invalid
 from .average import HALF, check_same_tensors, plain_names
 from .buffers import follow
 from .pairing import buffer_owners
+from .standing import Standing
 
 
 class Followed:
@@ -42,6 +43,14 @@ class Followed:
             mine = plain_names(dict(student.named_parameters(remove_duplicate=False)))
             check_same_tensors("teacher=", theirs, mine)  # its buffers are the user's business
             _check_precision(self.module)
+        self.standing = Standing(given, student, self._averages)
+
+    def _averages(self) -> Iterable[torch.Tensor]:
+        """The tensors that the user keeps up to date."""
+        if self.shadow is None:
+            return self.module.parameters()
+        averages: list[torch.Tensor] = self.shadow.shadow_params
+        return averages
 
     def start(self, trains: bool) -> None:
         """Before a forward of the teacher: diffusers' EMA is a list, whose tensors may change."""
@@ -51,7 +60,8 @@ class Followed:
             p.data = average  # EMAModel replaces its tensors when it is loaded or moved
 
     def update(self, decay: float) -> None:
-        """Nothing: the user does it. Of a list of parameters, buffers are the model's."""
+        """The user does it; buffers beside a list of parameters are the model's."""
+        self.standing.note()
         if self.shadow is not None:
             follow(buffer_owners(self.student, self.module).values())
 

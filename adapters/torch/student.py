@@ -165,9 +165,8 @@ def wrong_pass(seen: StudentPass | None, where: str) -> ValueError:
         )
     return invalid(
         "The tapped block must run once per align()",
-        f"{where} ran {seen.runs[where]} times in {seen.forwards} forward(s) of the model",
-        "Call align() after each forward; run extra forwards under torch.no_grad(), or in `with "
-        "align.paused():`. For a block used twice in one forward choose another layer.",
+        f"{where} ran {seen.runs[where]} times in the model's last forward",
+        "For a block used twice in one forward choose another layer.",
     )
 
 

@@ -16,6 +16,7 @@ from . import first_steps
 from .arguments import Arguments
 from .average import Average
 from .following import Followed
+from .last_forward import check_last
 from .parts import Part, Tensors, Tokens
 from .replaying import Batch, Outputs, TeacherCall
 from .student import Autocast, Recorder, StudentPass, no_gradient, wrong_pass
@@ -106,7 +107,7 @@ class Term:
         trains: bool,
     ) -> torch.Tensor:
         """The weighted term, see `SelfAlignment.__call__`."""
-        seen = self._take_pass(trains)
+        seen = self._take_pass(x0, noise, t, trains)
         if self.starting:
             first_steps.begin(self, seen, x0, t, trains)
             first_steps.check_weights_elsewhere(mask)
@@ -124,7 +125,9 @@ class Term:
         self.terms += trains
         return term
 
-    def _take_pass(self, trains: bool) -> StudentPass:
+    def _take_pass(
+        self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, trains: bool
+    ) -> StudentPass:
         """The record of the student's forward, once."""
         passes = self.recorder.passes
         seen = passes.pop(trains, None) or passes.pop(not trains, None)
@@ -132,10 +135,13 @@ class Term:
             passes.clear()
         for part in self.parts:
             where = part.student.where
-            if seen is None or seen.runs.get(where) != 1 or seen.forwards > 1:
+            if seen is None or seen.runs.get(where) != 1:
                 raise wrong_pass(seen, where)
             if part.from_later_layer and part.target and seen.runs.get(part.target.where, 1) > 1:
                 raise wrong_pass(seen, part.target.where)
+        if seen is not None and seen.forwards > 1:
+            objectives = list(self.objectives.values())
+            check_last(seen.call, seen.forwards, objectives, x0, noise, t)
         return seen  # type: ignore[return-value]  # there is at least one part
 
     def _draw_gaps(self, t: torch.Tensor, trains: bool) -> torch.Tensor:

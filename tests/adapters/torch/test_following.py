@@ -144,6 +144,72 @@ def test_names_behind_wrappers_are_matched(model, loss, batch):
     assert take_term(align, batch).item() > 0
 
 
+# One that never moves
+
+
+def run(align, steps, update=lambda step: None, lr=0.1):
+    optimizer = torch.optim.SGD([*align.model.parameters(), *align.projector.parameters()], lr=lr)
+    batch = make_batch()
+    for step in range(steps):
+        take_term(align, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        update(step)
+        align.update()
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_an_ema_that_is_never_updated_is_warned_about_once(build, loss):
+    align = SelfAlignment(DiT(depth=4), loss, teacher=build(DiT(depth=4))[0])
+    run(align, 19)
+    with pytest.warns(
+        UserWarning, match=r"kept up to date. Received: an EMA that is what it was 20"
+    ):
+        run(align, 1)
+    run(align, 21)
+
+
+def build_late(model):
+    """Updated in every tenth step, and not averaged before the hundredth."""
+    import ema_pytorch
+
+    average = ema_pytorch.EMA(model, beta=0.5, update_after_step=100, update_every=50)
+    return average, average.update
+
+
+def build_late_diffusers(model):
+    from diffusers.training_utils import EMAModel
+
+    average = EMAModel(model.parameters(), update_after_step=100)
+    return average, lambda: average.step(model.parameters())
+
+
+def build_unseen(model):
+    """By hand, past the counters of writes, and seldom."""
+    average = copy.deepcopy(model)
+    calls = []
+
+    def update():
+        calls.append(1)
+        if len(calls) % 15 == 0:
+            for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
+                mine.data = mine.data.lerp(theirs.data, 1e-4)
+
+    return average, update
+
+
+@pytest.mark.parametrize("build", [*BUILDERS, build_late, build_late_diffusers, build_unseen])
+def test_one_that_is_updated_in_its_own_way_is_not(build, loss):
+    model = DiT(depth=4)
+    average, update = build(model)
+    run(SelfAlignment(model, loss, teacher=average), 25, lambda step: update())
+
+
+def test_nor_one_beside_a_model_that_stands_still(loss):
+    model = DiT(depth=4)
+    run(SelfAlignment(model, loss, teacher=copy.deepcopy(model)), 25, lr=0.0)
+
+
 # What is refused
 
 

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 import selfalign
 from selfalign.adapters.torch import SelfAlignment
+from selfalign.adapters.torch.arguments import Arguments
+from selfalign.adapters.torch.last_forward import check_last
 
 LAYERSYNC = selfalign.LayerSyncLoss(student_layer=2, teacher_layer=4)
 SRA = selfalign.SRALoss(student_layer=2, teacher_layer=4)
@@ -29,12 +31,108 @@ def test_align_before_forward_twice_and_after_two_forwards(loop, batch):
         loop.align(*batch)
     loop.forward(*batch)
     loop.forward(*batch)
+    assert loop.align(*batch).item() > 0  # the last is this sample's
+    assert loop.term(batch).item() > 0  # an error does not stay
+
+
+class Failing(DiT):
+    """Runs out of memory, in its last layer, when it is told to."""
+
+    fails = False
+
+    def forward(self, x, t, y):
+        out = super().forward(x, t, y)
+        if self.fails:
+            raise torch.OutOfMemoryError("no memory")
+        return out
+
+
+def skip_forward(loop, batch):
+    loop.forward(*batch)
+
+
+def skip_term(loop, batch):
+    loop.term(batch)
+
+
+def skip_in_forward(loop, batch):
+    loop.model.fails = True
+    with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+        loop.forward(*batch)
+    loop.model.fails = False
+
+
+def skip_in_backward(loop, batch):
+    total = loop.forward(*batch) + loop.align(*batch)
+    total.register_hook(lambda gradient: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        total.backward()
+
+
+def accumulate_without_term(loop, batch):
+    for _ in range(3):
+        loop.forward(*make_batch()).backward()
+    loop.optimizer.zero_grad()
+
+
+def retry_after_sampling(loop, batch):
+    loop.forward(*batch)
+    with torch.no_grad():
+        loop.forward(*make_batch(2))
+
+
+SKIPS = [
+    skip_forward,
+    skip_term,
+    skip_in_forward,
+    skip_in_backward,
+    accumulate_without_term,
+    retry_after_sampling,
+]
+
+
+@pytest.mark.parametrize("loss", [SRA, LAYERSYNC], ids=["sra", "layersync"])
+@pytest.mark.parametrize("skip", SKIPS)
+def test_a_batch_that_is_skipped_changes_nothing(skip, loss, batch, make_loop):
+    loop = make_loop(Failing(), loss)
+    loop.step(batch)
+    twin = loop.twin()
+    twin.align.load_state_dict(loop.align.state_dict())
+    skip(loop, make_batch())
+    loop.optimizer.zero_grad()
+    u = torch.rand(4)
+    assert torch.equal(loop.term(batch, u=u), twin.term(batch, u=u))
+    (loop.term(batch) + loop.forward(*batch)).backward()
+    loop.optimizer.step()
+    loop.align.update()
+    assert loop.align.step == 2
+
+
+@pytest.mark.parametrize("loss", [SRA, LAYERSYNC], ids=["sra", "layersync"])
+def test_of_several_forwards_only_the_samples_own_is_aligned(loss, batch, make_loop):
+    """The sample decides, also in half precision and scaled; a skipped pass holds no graph."""
+    loop = make_loop(DiT(), loss)
+    other = make_batch()
+    loop.forward(*batch)
+    first = weakref.ref(loop.align._recorder.passes[True])
+    loop.forward(*other)
+    assert first() is None
     message = (
-        r"must run once per align\(\).*blocks.1 ran 1 times in 2 forward\(s\).*after each forward"
+        r"last forward must be that of the sample.*Received: 2 forwards with gradient .*no "
+        r"(path.add_noise|mixture of x0).*right after the forward.*paused.*forget"
     )
     with pytest.raises(ValueError, match=message):
         loop.align(*batch)
-    assert loop.term(batch).item() > 0  # an error does not stay
+    for _ in range(2):
+        loop.forward(*other)
+    assert loop.align(*other).item() > 0
+    x_t, t, y = seen(batch)
+    for sample in (x_t.bfloat16().float(), 0.5 * x_t):
+        call = Arguments((sample, t, y))
+        check_last(call, 2, [loss], *batch[:3])
+    for sample in (x_t[:2], x_t + 0.1 * torch.randn_like(x_t), torch.zeros_like(x_t)):
+        with pytest.raises(ValueError, match=r"last forward must be that of the sample"):
+            check_last(Arguments((sample, t, y)), 2, [loss], *batch[:3])
 
 
 class Ordered(DiT):
@@ -52,7 +150,7 @@ class Ordered(DiT):
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        ((0, 1, 1, 3), r"blocks.1 ran 2 times in 1 forward"),
+        ((0, 1, 1, 3), r"once per align\(\).*blocks.1 ran 2 times in the model's last forward"),
         ((0, 3), r"forward must run before align\(\). Received: no output of blocks.1"),
     ],
 )
@@ -199,16 +297,8 @@ def test_forget_drops_a_forward_whose_batch_is_skipped(loop, batch):
 def test_forget_after_a_forward_that_failed(batch, make_loop):
     """As for want of memory, in the middle of the model."""
 
-    class Failing(DiT):
-        fails = True
-
-        def forward(self, x, t, y):
-            out = super().forward(x, t, y)
-            if self.fails:
-                raise torch.OutOfMemoryError("no memory")
-            return out
-
     loop = make_loop(Failing(), SRA)
+    loop.model.fails = True
     with pytest.raises(torch.OutOfMemoryError, match="no memory"):
         loop.forward(*batch)
     loop.align.forget()

@@ -80,7 +80,133 @@ class DataSGD(torch.optim.SGD):
     def step(self, closure=None):
         for group in self.param_groups:
             for p in group["params"]:
-                p.data = p.data - group["lr"] * p.grad
+                if p.grad is not None:
+                    p.data = p.data - group["lr"] * p.grad
+
+
+class Choosy(torch.optim.SGD):
+    """Skips its own first steps, as where a gradient is too large."""
+
+    skips = 2
+
+    def step(self, closure=None):
+        self.skips -= 1
+        if self.skips < 0:
+            super().step(closure)
+
+
+def resting(parameters, lr):
+    return DataSGD(parameters, 0.0)
+
+
+def decaying(parameters, lr):
+    return torch.optim.SGD(parameters, 0.0, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("zeroed", [True, False])
+@pytest.mark.parametrize("kind", [DataSGD, Choosy, resting, decaying])
+@pytest.mark.parametrize("side", ["projector", "model"])
+def test_optimizers_of_any_kind_one_for_each_side(kind, side, zeroed, loss, batch, make_loop):
+    loop = make_loop(DiT(depth=4), loss)
+    kinds = {"projector": torch.optim.AdamW, "model": torch.optim.AdamW, side: kind}
+    optimizers = [kinds["model"](loop.model.parameters(), 1e-2)]
+    optimizers += [kinds["projector"](loop.align.projector.parameters(), 1e-2)]
+    for _ in range(4):
+        (loop.forward(*batch) + loop.align(*batch)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            if zeroed:
+                optimizer.zero_grad()
+        loop.align.update()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+    assert loop.align.step == 4
+
+
+def test_a_projector_that_rests_long_is_warned_about(loss, batch, make_loop):
+    loop = make_loop(DiT(depth=4), loss)
+    resting_too = resting(loop.align.projector.parameters(), 0.0)
+    loop.optimizer = torch.optim.SGD(loop.model.parameters(), 1e-2)
+    for _ in range(19):
+        loop.step(batch)
+    with pytest.warns(UserWarning, match=r"20 steps that moved the model and left the projector"):
+        loop.step(batch)
+    loop.step(batch)
+    assert resting_too.param_groups
+
+
+def test_a_forgotten_projector_beside_a_hand_made_optimizer(loss, batch, make_loop):
+    loop = make_loop(DiT(depth=4), loss)
+    loop.optimizer = ByHand(loop.model)
+    loop.step(batch)
+    loop.step(batch)
+    with pytest.raises(ValueError, match=r"projector must be trained with the model"):
+        loop.step(batch)
+
+
+class ByHand:
+    """No optimizer of torch's."""
+
+    def __init__(self, model):
+        self.model = model
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.model.parameters():
+            if p.grad is not None:
+                p.sub_(0.01 * p.grad)
+
+    def zero_grad(self):
+        self.model.zero_grad()
+
+
+@pytest.mark.parametrize("weight", [0.9, 0.5])
+def test_weights_that_are_swapped_and_put_back_are_no_step(loss, batch, make_loop, weight):
+    """As ScheduleFree does around a validation, but for rounding; also between micro-batches."""
+    loop = make_loop(DiT(depth=4), loss)
+    other = [torch.randn_like(p) * 0.02 for p in loop.parameters]
+    loop.step(batch)
+
+    @torch.no_grad()
+    def validate():
+        for p, z in zip(loop.parameters, other, strict=True):
+            p.lerp_(z, 1 - 1 / weight)
+        loop.model(*seen(batch))
+        for p, z in zip(loop.parameters, other, strict=True):
+            p.lerp_(z, 1 - weight)
+
+    validate()
+    loop.term(batch).backward()
+    validate()
+    loop.term(batch).backward()  # warnings are errors here
+    loop.optimizer.step()
+    validate()
+    loop.align.update()
+    assert loop.align.step == 2
+
+
+def test_update_never_beside_an_optimizer_past_the_counters(loss, batch, make_loop):
+    loop = make_loop(DiT(depth=2), selfalign.SRALoss(student_layer=1, teacher_layer=2))
+    loop.optimizer = DataSGD(loop.parameters, lr=0.1)
+    loop.align._term.terms = 98
+    loop.term(batch).backward()
+    loop.optimizer.step()
+    with pytest.warns(UserWarning, match=r"update\(\) must follow each optimizer step"):
+        loop.term(batch)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, DataSGD])
+def test_a_term_in_every_second_step_only(kind, loss, batch, make_loop):
+    """A step without term that was skipped is no step, and nothing is said of it."""
+    loop = make_loop(DiT(depth=4), loss)
+    loop.optimizer = kind(loop.parameters, lr=0.1)
+    loop.step(batch)
+    loop.forward(*batch).backward()
+    loop.align.update()
+    assert loop.align.step == 1
+    loop.optimizer.step()
+    loop.align.update()
+    assert loop.align.step == 2
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, DataSGD])
