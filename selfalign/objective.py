@@ -7,6 +7,7 @@ devices and models belong to a training loop or to an adapter.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NoReturn
 
 from . import distances, layers, masks, normalise, schedules
@@ -197,7 +198,7 @@ class Objective(Configured):
     @on_backend
     def evaluate(
         self,
-        params: Parameters,
+        head: Parameters | Callable[[Tokens], Tokens],
         student_tokens: Tokens,
         target_tokens: Tokens | None,
         mask: Mask = None,
@@ -206,7 +207,8 @@ class Objective(Configured):
         """The unweighted term and what to log, from tokens that are not projected yet.
 
         For adapters, which weigh the term with `weigh`. Arguments as for the loss itself, and the
-        head's parameters, which must fit the tokens. Without `logged` the metrics are empty.
+        head: its parameters, which must fit the tokens, or a module that holds and applies them.
+        Without `logged` the metrics are empty.
 
         Example:
             >>> import numpy as np, selfalign
@@ -215,9 +217,12 @@ class Objective(Configured):
             >>> float(distance), metrics
             (0.0, {})
         """
-        check_features("student", student_tokens)
-        check_params(self.head, params, student_tokens)
-        projected = self.head.apply(params, student_tokens)
+        if isinstance(head, Mapping):
+            check_features("student", student_tokens)
+            check_params(self.head, head, student_tokens)
+            projected = self.head.apply(head, student_tokens)
+        else:
+            projected = head(student_tokens)
         self._check_target(projected, target_tokens)
         if mask is not None:
             masks.check_mask(mask, tuple(projected.shape)[:2])

@@ -194,6 +194,12 @@ def flops(run) -> int:
     return counter.get_total_flops()
 
 
+def take_first_step(align, batch: tuple[torch.Tensor, ...], **options) -> None:
+    """A step of the student and its term: the first steps look at more than later ones."""
+    align.model(*seen(batch))
+    align(*batch, **options)
+
+
 def hooks_on(model: nn.Module) -> int:
     """How many hooks there are on a model."""
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())

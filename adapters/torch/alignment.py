@@ -21,7 +21,8 @@ from selfalign.adapting import (
 from . import state
 from .arguments import Arguments
 from .attached import Attached
-from .blocks import Paths, find_taps
+from .blocks import Paths, find_taps, mixing_blocks
+from .finding import Finder
 from .heads import by_name as heads_by_name
 from .options import check_options, check_values, make_teacher, refuse_unknown
 from .parts import Tensors, make_parts
@@ -144,12 +145,15 @@ class SelfAlignment(Attached):
         replayed = source is not None
         watches_draws = replayed and checks != "off"
         hooked = dict.fromkeys(path for part in parts for path in part.own_taps())
-        self._recorder = Recorder(self.model, hooked, found.first, replayed, watches_draws)
+        self._recorder = Recorder(self.model, hooked, replayed, watches_draws)
         self._term = Term(parts, self._recorder, self._average, fraction, several, seed)
         self._term.finite = checks == "finite"
         self._term.logged = log_metrics or self._term.finite
         if source is not None and self._average is not None:
-            self._term.call_teacher(self.model, source, found.first, call, checks, compiled)
+            self._term.call_teacher(self.model, source, call, checks, compiled)
+        own = (self._term.parts, self._recorder, self._term.call)
+        tapped = [reader.where for part in parts for reader in part.readers()]
+        self._term.finder = Finder(self.model, mixing_blocks(self.model, tapped), *own)
         self._watch = Watch(self.model, heads.values())
 
     @property

@@ -30,6 +30,17 @@ class Arguments(NamedTuple):
         places.update(self.kwargs)
         return places
 
+    def replaced(self, values: Mapping[Place, Any]) -> Arguments:
+        """The same with other values at some places."""
+        args = list(self.args)
+        kwargs = dict(self.kwargs)
+        for place, value in values.items():
+            if isinstance(place, int):
+                args[place] = value
+            else:
+                kwargs[place] = value
+        return Arguments(tuple(args), kwargs)
+
     def named(self, module: nn.Module) -> dict[str, torch.Tensor]:
         """The tensors in the arguments, by the names of the parameters of `module.forward`."""
         try:
@@ -42,6 +53,62 @@ class Arguments(NamedTuple):
     def first(self, count: int, batch: int) -> Arguments:
         """The same for the first `count` samples of a batch."""
         return Arguments(*first_samples((self.args, self.kwargs), count, batch))
+
+
+class Batch(NamedTuple):
+    """What align() was given.
+
+    Attributes:
+        x0: clean samples [B, ...].
+        noise: of their shape.
+        t: the student's times [B].
+        u: draws [B] for the gap; None where no teacher needs them.
+        condition: what else was given, by position and by name.
+    """
+
+    x0: torch.Tensor
+    noise: torch.Tensor
+    t: torch.Tensor
+    u: torch.Tensor | None
+    condition: Arguments
+
+    def first(self, count: int) -> Batch:
+        """The same for the first samples: of every tensor that is as long as the batch."""
+        batch = len(self.t)
+        x0, noise, t, u = first_samples(tuple(self[:4]), count, batch)
+        return Batch(x0, noise, t, u, self.condition.first(count, batch))
+
+
+def tensors_by_place(
+    value: Nest, place: tuple[Any, ...] = ()
+) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
+    """The tensors in a nest of dicts, lists and tuples, each with its indices and keys."""
+    if isinstance(value, (tuple, list)):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from tensors_by_place(inner, (*place, key))
+    elif isinstance(value, torch.Tensor):
+        yield place, value
+
+
+def at_place(value: Nest, place: tuple[Any, ...]) -> Any:
+    """What is at a place of `tensors_by_place`."""
+    for key in place:
+        value = value[key]
+    return value
+
+
+def with_tensor(value: Nest, place: tuple[Any, ...], tensor: torch.Tensor) -> Any:
+    """The nest with another tensor at a place."""
+    if not place:
+        return tensor
+    first, *rest = place
+    if isinstance(value, dict):
+        return {**value, first: with_tensor(value[first], tuple(rest), tensor)}
+    parts = list(value)
+    parts[first] = with_tensor(parts[first], tuple(rest), tensor)
+    return Arguments(*parts) if isinstance(value, Arguments) else type(value)(parts)
 
 
 def tensors_in(value: Nest, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -43,12 +43,8 @@ class Attached:
 
         Example: `with align.paused(): preview = sample(model, noise)`.
         """
-        before = self._recorder.paused
-        self._recorder.paused = True
-        try:
+        with self._recorder.silent():
             yield
-        finally:
-            self._recorder.paused = before
 
     @contextmanager
     def recording(self) -> Iterator[None]:

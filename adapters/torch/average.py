@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import re
-import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,8 +14,9 @@ from selfalign.adapting import check_number, invalid
 
 from .arguments import tensors_in
 from .buffers import put, saved_buffers
+from .copying import copied
 from .pairing import Pairing, buffer_owners, named_inside
-from .sharding import check_whole, local, release
+from .sharding import check_whole, local, resharded
 from .stopping import Cut
 
 HALF = (torch.float16, torch.bfloat16)
@@ -134,14 +133,9 @@ class Average:
         if any(p.device != device for p in self._own().values()):
             self.module.to(device)  # the model was moved after the teacher was made
         if not self._adopt():
-            # the student's forward has run: the root of a sharded model is gathered, and waits for
-            # its backward
-            release(self.student)
-            self._move(1.0)
-            self._note_versions()
-            unshard = getattr(self.student, "unshard", None)
-            if callable(unshard):
-                unshard()
+            with resharded(self.student):
+                self._move(1.0)
+                self._note_versions()
         self.started = trains
 
     @torch.no_grad()
@@ -231,32 +225,15 @@ def _write_back(copies: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
 
 
 def _copied(student: nn.Module, cut: Iterable[str]) -> nn.Module:
-    """A copy of the model in evaluation mode, which holds what is frozen in common with it."""
+    """A copy of the model, which holds what is frozen in common with it."""
     kept: dict[int, Any] = {id(student.get_submodule(path)): Cut() for path in cut}
     kept |= {id(p): p for p in student.parameters() if not p.requires_grad}
-    for (
-        module
-    ) in student.modules():  # what a forward has left there cannot be copied with its graph
+    for module in student.modules():
+        # what a forward has left there cannot be copied with its graph
         for _, tensor in tensors_in(vars(module)):
             if not tensor.is_leaf:
                 kept[id(tensor)] = tensor.detach().clone()
-    copied = copy.deepcopy(student, kept).requires_grad_(False).eval()
-    _check_forwards(copied)
-    return copied
-
-
-def _check_forwards(module: nn.Module) -> None:
-    """Refuse a copy that runs functions of the original: they hold its weights."""
-    for name, part in module.named_modules():
-        forward = part.__dict__.get("forward")
-        if not isinstance(forward, types.FunctionType) or hasattr(part, "_orig_mod"):
-            continue  # torch.compile's module makes its function anew
-        if forward.__closure__ or hasattr(forward, "_torchdynamo_inline"):
-            raise invalid(
-                "The model must not run functions that hold its weights: a copy would run them",
-                f"{name or 'the model'}.forward, replaced by {forward.__qualname__}",
-                "Replace forward after building SelfAlignment; compile a block by block.compile().",
-            )
+    return copied(student, kept)
 
 
 def only_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from selfalign.adapting import EMATeacher, LaterLayer, Objective, invalid
 
 from .families import configured_widths, trunk
 
-BlockList = nn.ModuleList | nn.Sequential
+BlockList = nn.ModuleList | nn.ModuleDict | nn.Sequential
 Paths = str | Sequence[str]
 
 
@@ -32,12 +32,10 @@ class Taps(NamedTuple):
     """Where a model is tapped.
 
     Attributes:
-        first: path of the first block: before it the model embeds its inputs and condition.
         by_name: for each objective.
         later: paths of the blocks after the last target of a teacher.
     """
 
-    first: str
     by_name: dict[str, Tapped]
     later: list[str]
 
@@ -70,7 +68,7 @@ def find_taps(
             f"one module at several places of {found[0]!r} ...",
             "Where a block runs several times in a forward, its output has no place of its own.",
         )
-    by_name = {}
+    by_name: dict[str, Tapped] = {}
     last = 0
     for name, objective in objectives.items():
         numbers = objective.layers(len(found))
@@ -78,7 +76,8 @@ def find_taps(
         by_name[name] = Tapped(found[numbers[0] - 1], target)
         if isinstance(objective.source, EMATeacher):
             last = max(last, *numbers)
-    return Taps(found[0], by_name, found[last:])
+        check_called(model, [path for path in by_name[name] if path is not None])
+    return Taps(by_name, found[last:])
 
 
 def _given_taps(
@@ -101,8 +100,7 @@ def _given_taps(
         for path in paths:
             find_module(model, path)
         by_name[name] = Tapped(paths[0], paths[1] if wanted == 2 else None)
-    student = next(iter(by_name.values())).student
-    return Taps(_first_of_list(model, student), by_name, [])
+    return Taps(by_name, [])
 
 
 def _wrong_taps(objectives: Mapping[str, Objective], blocks: object, taps: object) -> ValueError:
@@ -117,15 +115,6 @@ def _wrong_taps(objectives: Mapping[str, Objective], blocks: object, taps: objec
     )
 
 
-def _first_of_list(model: nn.Module, path: str) -> str:
-    """The first module of the list that `path` is in; itself where it is in none."""
-    parent = path.rpartition(".")[0]
-    blocks = model.get_submodule(parent)
-    if not isinstance(blocks, (nn.ModuleList, nn.Sequential)):
-        return path
-    return f"{parent}.{next(iter(blocks._modules))}".lstrip(".")
-
-
 def block_lists(model: nn.Module) -> dict[str, BlockList]:
     """Every outermost list of at least two alike modules in `model`, by path.
 
@@ -133,7 +122,9 @@ def block_lists(model: nn.Module) -> dict[str, BlockList]:
     """
     found: dict[str, BlockList] = {}
     for path, module in model.named_modules():
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < 2:
+        if not isinstance(module, BlockList) or len(_elements(module)) < 2:
+            continue
+        if isinstance(module, nn.ModuleDict) and not _holds_blocks(module):
             continue
         inner = any(path.startswith(f"{outer}.") for outer in found)
         if not inner and _alike(module):
@@ -141,14 +132,46 @@ def block_lists(model: nn.Module) -> dict[str, BlockList]:
     return found
 
 
+def _elements(modules: BlockList) -> dict[str, nn.Module]:
+    """The modules in a list, by name; torch allows None in it."""
+    return {name: module for name, module in modules._modules.items() if module is not None}
+
+
+def _holds_blocks(modules: nn.ModuleDict) -> bool:
+    """Whether a dict holds modules with parts, not lists and not single layers."""
+    elements = _elements(modules).values()
+    return not any(isinstance(m, BlockList) or not m._modules for m in elements)
+
+
 def _alike(modules: BlockList) -> bool:
-    """Of one class; or, in a ModuleList, called in one way with several arguments."""
-    if len({type(block) for block in modules}) == 1:
+    """Of one class; or, where the list is not called itself, called with the same arguments."""
+    blocks = _elements(modules).values()
+    if len({type(block) for block in blocks}) == 1:
         return True
-    if not isinstance(modules, nn.ModuleList):
+    if isinstance(modules, nn.Sequential):
         return False
-    calls = {tuple(inspect.signature(block.forward).parameters) for block in modules}
+    calls = {tuple(inspect.signature(block.forward).parameters) for block in blocks}
     return len(calls) == 1 and len(next(iter(calls))) > 1
+
+
+def mixing_blocks(model: nn.Module, tapped: Sequence[str]) -> list[str]:
+    """Paths of the modules in which tokens may mix: the largest ones that contain no tapped module.
+
+    Lists are not called: it is their elements.
+    """
+    found: list[str] = []
+
+    def walk(path: str, module: nn.Module) -> None:
+        for name, child in module.named_children():
+            where = f"{path}.{name}".lstrip(".")
+            listed = isinstance(child, (nn.ModuleList, nn.ModuleDict))
+            if listed or any(tap.startswith(f"{where}.") for tap in tapped):
+                walk(where, child)
+            else:
+                found.append(where)
+
+    walk("", model)
+    return found
 
 
 def find_blocks(model: nn.Module, paths: Paths | None) -> list[str]:
@@ -172,20 +195,38 @@ def find_blocks(model: nn.Module, paths: Paths | None) -> list[str]:
     found: list[str] = []
     for path in lists:
         blocks = find_module(model, path, f"Lists of alike blocks in it: {listed}.")
-        if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or not len(blocks):
+        if not isinstance(blocks, BlockList) or not _elements(blocks):
             raise invalid(
-                "blocks= must name a non-empty nn.ModuleList or nn.Sequential",
+                "blocks= must name a non-empty nn.ModuleList, nn.ModuleDict or nn.Sequential",
                 f"{path!r}, a {type(blocks).__name__}",
                 f"Lists of alike blocks in it: {listed}.",
             )
-        found += [f"{path}.{name}".lstrip(".") for name in blocks._modules]
+        found += [f"{path}.{name}".lstrip(".") for name in _elements(blocks)]
     return found
+
+
+def check_called(model: nn.Module, paths: Sequence[str]) -> None:
+    """Refuse blocks that are lists: a list never runs, what is in it does."""
+    blocks = {path: model.get_submodule(path) for path in paths}
+    for path, block in blocks.items():
+        if not isinstance(block, (nn.ModuleList, nn.ModuleDict)):
+            continue
+        if type(block).forward is not nn.Module.forward:
+            continue
+        last = {path: next(reversed(block._modules), "") for path, block in blocks.items()}
+        example = tuple(f"{path}.{name}".rstrip(".") for path, name in last.items())
+        raise invalid(
+            "A block must be a module that is called",
+            f"{path!r}, a {type(block).__name__} of {len(block)} modules",
+            f"Pass paths of modules that are, such as taps={example}.",
+        )
 
 
 def _listed(lists: Mapping[str, BlockList]) -> str:
     named = []
     for path, blocks in lists.items():
-        named.append(f"{path!r} ({len(blocks)} x {type(blocks[0]).__name__})")
+        elements = list(_elements(blocks).values())
+        named.append(f"{path!r} ({len(elements)} x {type(elements[0]).__name__})")
     return ", ".join(named) or "none"
 
 

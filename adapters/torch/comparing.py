@@ -52,7 +52,7 @@ class Comparison:
         if student.shape != x.shape or not close(student, x):
             self._check_sample(layout.sample, student, x)
         seen = places.pop(layout.time)
-        expected = layout.told(t).to(seen.dtype).reshape(seen.shape)
+        expected = layout.told(t).to(seen.dtype).reshape(layout.shape).expand(seen.shape)
         if not close(seen, expected):
             raise _differing("the time", seen, expected)
         identical = set(map(id, places.values()))
@@ -125,6 +125,21 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     b = b.detach().float()
     scale = float(b.abs().max().nan_to_num(posinf=1.0)) if b.numel() else 0.0
     return torch.allclose(a, b, rtol=0, atol=0.01 * scale + 1e-6, equal_nan=True)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest distance between two samples' tokens [B, N, D], in lengths of the second."""
+    if a.shape != b.shape:
+        return float("inf")
+    a = a.float().flatten(1).nan_to_num()
+    b = b.float().flatten(1).nan_to_num()
+    lengths = b.norm(dim=1).clamp(min=1e-12)
+    return float(((a - b).norm(dim=1) / lengths).max()) if a.numel() else 0.0
+
+
+def alike(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
+    """Whether the tokens of all samples are equal but for rounding."""
+    return distance(a, b) <= tolerance
 
 
 def described(tensor: torch.Tensor | None) -> str:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
-
-from selfalign.adapting import invalid
 
 # Lists of diffusers' models that carry the sample through the model; others refine text, embed
 # conditions or control.
@@ -22,45 +17,6 @@ _TRUNK = (
     "blocks",
     "layers",
 )
-
-# What blocks of two streams return; where text and sample have different lengths, lengths would
-# tell, too.
-_TEXT_FIRST = (
-    "AuraFlowJoint",
-    "Bria",
-    "Chroma",
-    "Flux",
-    "JointTransformerBlock",
-    "LongCatImage",
-    "OvisImage",
-    "QwenImage",
-)
-_TEXT_LAST = (
-    "CogVideoX",
-    "CogView",
-    "ConsisID",
-    "GlmImage",
-    "HiDream",
-    "HunyuanImage",
-    "HunyuanVideo",
-    "JoyImage",
-    "LTX2",
-    "Mochi",
-    "MotifVideo",
-)
-
-# Blocks that return one tensor, with the text's tokens (or one of the whole) in front of the
-# sample's, or behind them.
-_BEHIND_TEXT = (
-    "AuraFlowSingle",
-    "BriaFiboSingle",
-    "ChromaSingle",
-    "Flux2Single",
-    "Lumina2",
-    "StableAudioDiT",
-)
-_BEFORE_TEXT = ("HiDream",)
-_JOINED = (*_BEHIND_TEXT, *_BEFORE_TEXT)
 
 
 def in_diffusers(model: Any) -> nn.Module | None:
@@ -107,75 +63,3 @@ def configured_widths(model: nn.Module) -> set[int]:
     product = heads * size if heads and size else None
     widths = {get("hidden_size"), get("inner_dim"), product}
     return {width for width in widths if isinstance(width, int)}
-
-
-def has_known_stream(model: nn.Module, block: nn.Module) -> bool:
-    """Whether `sample_stream` knows what this block returns."""
-    known = (*_JOINED, *_TEXT_FIRST, *_TEXT_LAST)
-    return in_diffusers(model) is not None and _class_name(block).startswith(known)
-
-
-def sample_stream(
-    model: nn.Module, block: nn.Module, x0: torch.Tensor, condition: Mapping[str, Any]
-) -> Callable[[Any], Any] | None:
-    """Takes the sample's tokens out of what a block of diffusers returns.
-
-    None where nothing has to be known.
-
-    Args:
-        model: the whole model, for its patch size.
-        block: the tapped block.
-        x0: the sample, packed [B, N, C], or [B, C, N], or [B, C, H, W].
-        condition: what else the model was called with, by name.
-    """
-    if not has_known_stream(model, block):
-        return None
-    base = in_diffusers(model)
-    kind = _class_name(block)
-    place = 1 if kind.startswith(_TEXT_FIRST) else 0
-
-    def select(output: Any) -> Any:
-        if isinstance(output, (tuple, list)):
-            return output[place]
-        if kind.startswith(_JOINED):
-            return _without_text(output, kind, _count(base, kind, x0), condition)
-        return output
-
-    return select
-
-
-def _class_name(block: Any) -> str:
-    """The name of diffusers' class of a block, whatever wraps it or inherits from it."""
-    for wrapped in ("_orig_mod", "_checkpoint_wrapped_module"):
-        block = getattr(block, wrapped, block)
-    kinds = [kind for kind in type(block).__mro__ if kind.__module__.startswith("diffusers.")]
-    return kinds[0].__name__ if kinds else ""
-
-
-def _count(model: Any, kind: str, x0: torch.Tensor) -> int:
-    """Number of tokens of a sample."""
-    if x0.ndim == 3:
-        return x0.shape[2] if kind.startswith("StableAudio") else x0.shape[1]
-    patch: int = getattr(model.config, "patch_size", 1)
-    return math.prod(x0.shape[2:]) // patch**2
-
-
-def _without_text(
-    output: torch.Tensor, kind: str, count: int, condition: Mapping[str, Any]
-) -> torch.Tensor:
-    """The sample's tokens out of one sequence with the text's."""
-    if output.shape[1] <= count:
-        raise invalid(
-            "Text and sample must be joined in the block's output",
-            f"{output.shape[1]} tokens for {count} of the sample",
-            "Pass select=, a function from the block's output to the sample's tokens.",
-        )
-    if kind.startswith(_BEFORE_TEXT):
-        return output[:, :count]
-    mask = condition.get("encoder_attention_mask")
-    if kind.startswith("Lumina2") and mask is not None:
-        # each sample's own tokens follow its own text at once
-        starts = mask.sum(dim=1, dtype=torch.long)[:, None]
-        places = starts + torch.arange(count, device=output.device)  # [B, N]
-        return output.gather(1, places[..., None].expand(-1, -1, output.shape[-1]))
-    return output[:, -count:]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -14,10 +13,12 @@ from torch import nn
 from selfalign.adapting import check_function, check_number, check_switch, invalid, paths
 
 from .arguments import samples
-from .blocks import Paths, find_blocks, read_width
+from .blocks import Paths, check_called, find_blocks, mixing_blocks, read_width
+from .probing import Probe, find_streams, passed_over
 from .sharding import unwrap
 from .stopping import evaluating
-from .tokens import BlockOutput, Output, Select, TokenReader
+from .student import random_streams_kept
+from .tokens import Output, Select, TokenReader
 
 Features = dict[float, list[torch.Tensor]]
 
@@ -91,6 +92,7 @@ def features(
         )
     run = call or _call
     found = find_blocks(base, blocks)
+    check_called(base, found)
     readers = {where: _reader(base, where, select) for where in found}
     result: Features = {}
     with evaluating(base):
@@ -102,9 +104,10 @@ def features(
                 part = slice(start, start + batch_size)
                 args = samples(condition, part, count)
                 kwargs = samples(conditions, part, count)
-                with _recording(base, found) as seen:
-                    run(base, x[part], t[part], *args, **kwargs)
-                batches.append([_tokens(readers[w], seen, x0[part], mean) for w in found])
+                forward = functools.partial(_forward, base, run, t[part], args, kwargs)
+                outputs = forward(found, x[part])
+                _learn(base, readers, forward, x[part], outputs)
+                batches.append([_tokens(readers[w], outputs[w], mean) for w in found])
             result[time] = [torch.cat(layer) for layer in zip(*batches, strict=True)]
     return result
 
@@ -118,47 +121,62 @@ def _reader(model: nn.Module, where: str, select: Select | None) -> TokenReader:
     return TokenReader(model, where, select, width)
 
 
-class _Seen:
-    """What each block returned, by its path, and what the model was called with, by name."""
+def _forward(
+    model: nn.Module,
+    run: Callable[..., Any],
+    t: torch.Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    found: Sequence[str],
+    x: torch.Tensor,
+) -> dict[str, Output]:
+    """What each block returns for the samples `x`; refuses one that does not run once."""
+    outputs: dict[str, list[Output]] = {where: [] for where in found}
 
-    def __init__(self, found: Sequence[str]) -> None:
-        self.outputs: dict[str, list[BlockOutput]] = {where: [] for where in found}
-        self.called: dict[str, Any] = {}
+    def note(where: str, module: nn.Module, args: Any, output: Output) -> None:
+        outputs[where].append(output)
 
-    def note_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """The model's pre-hook."""
-        self.called.update(kwargs)
-
-    def note_output(
-        self, where: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Output
-    ) -> None:
-        """A block's hook."""
-        self.outputs[where].append(BlockOutput.of(output, args, kwargs))
-
-
-@contextmanager
-def _recording(model: nn.Module, found: Sequence[str]) -> Iterator[_Seen]:
-    """Record what runs meanwhile."""
-    seen = _Seen(found)
-    handles = [model.register_forward_pre_hook(seen.note_call, with_kwargs=True)]
+    handles = []
     for where in found:
-        hook = functools.partial(seen.note_output, where)
-        handles.append(model.get_submodule(where).register_forward_hook(hook, with_kwargs=True))
+        block = model.get_submodule(where)
+        handles.append(block.register_forward_hook(functools.partial(note, where)))
     try:
-        yield seen
+        run(model, x, t, *args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
+    for where, ran in outputs.items():
+        if len(ran) != 1:
+            raise invalid(
+                "A block must run once per forward",
+                f"{where!r}, which ran {len(ran)} times",
+                "Pass blocks=, the list whose blocks run for every input.",
+            )
+    return {where: ran[0] for where, ran in outputs.items()}
 
 
-def _tokens(reader: TokenReader, seen: _Seen, x0: torch.Tensor, mean: bool) -> torch.Tensor:
+def _learn(
+    model: nn.Module,
+    readers: dict[str, TokenReader],
+    forward: Callable[[Sequence[str], torch.Tensor], dict[str, Output]],
+    x: torch.Tensor,
+    outputs: dict[str, Output],
+) -> None:
+    """Find out where the sample's tokens are, where it is not known yet."""
+    if all(reader.knows(outputs[where]) for where, reader in readers.items()):
+        return
+    blocks = [model.get_submodule(path) for path in mixing_blocks(model, list(readers))]
+
+    def passing(sample: torch.Tensor) -> dict[str, Output]:
+        with passed_over(blocks), random_streams_kept():
+            return forward(list(readers), sample)
+
+    probe = Probe(passing, x, readers.values())
+    for reader, stream in zip(probe.readers, find_streams(probe, x), strict=True):
+        reader.learn(stream)
+
+
+def _tokens(reader: TokenReader, output: Output, mean: bool) -> torch.Tensor:
     """One block's tokens [B, N, D], or their means [B, D], on the CPU."""
-    ran = seen.outputs[reader.where]
-    if len(ran) != 1:
-        raise invalid(
-            "A block must run once per forward",
-            f"{reader.where!r}, which ran {len(ran)} times",
-            "Pass blocks=, the list whose blocks run for every input.",
-        )
-    tokens = reader(ran[0], x0, seen.called).float()
+    tokens = reader(output).float()
     return (tokens.mean(1) if mean else tokens).cpu()

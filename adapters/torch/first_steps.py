@@ -11,28 +11,35 @@ from torch import nn
 
 from selfalign.adapting import Metrics, check_weights, invalid, paths
 
-from .arguments import tensors_in
+from .arguments import Batch
 from .average import HALF
 from .buffers import buffers_kept
 from .comparing import close
-from .replaying import Batch
-from .sharding import broadcast, world
+from .parts import Tokens
+from .sharding import broadcast
 from .stopping import evaluating
 from .student import Autocast, StudentPass, random_streams_kept, wrong_pass
+from .tokens import Output, features_in
 
 if TYPE_CHECKING:
     from .term import Term
 
 
-def begin(term: Term, seen: StudentPass, x0: torch.Tensor, t: torch.Tensor, trains: bool) -> None:
-    """At each call before the first update(): times, heads, and what processes agree on."""
+def check_times(term: Term, x0: torch.Tensor, t: torch.Tensor) -> None:
+    """The times are the paths': on a GPU in the first step only, since it waits for the device."""
     for part in term.parts:
         path = getattr(part.objective, "path", None)
         if isinstance(path, paths.Path):
-            # on a GPU in the first step only: it waits for the device
-            path.check_times(t.cpu() if isinstance(t, torch.Tensor) else t)
-    term.rank = world()[0]
-    term.just_built = build_heads(term, seen, x0)
+            path.check_times(t.cpu() if isinstance(t, torch.Tensor) else t, len(x0))
+
+
+def begin(term: Term, students: Tokens, x0: torch.Tensor, trains: bool) -> None:
+    """At each call before the first update(): heads, and what processes agree on."""
+    term.just_built = False
+    for part in term.parts:
+        if not part.head.built:
+            part.head.build(students[part.name].shape[-1])
+            term.just_built = True
     if term.terms == 0 and trains:  # a validation may run on one process alone
         for part in term.parts:
             block = part.student.block
@@ -44,16 +51,6 @@ def check_weights_elsewhere(mask: torch.Tensor | None) -> None:
     """The weights of a mask that is not on the CPU: reading them waits for the device."""
     if mask is not None and getattr(mask, "is_cuda", False):
         check_weights((float(mask.min()), float(mask.max())))
-
-
-def build_heads(term: Term, seen: StudentPass, x0: torch.Tensor) -> bool:
-    """Give the heads that have none their parameters; whether there were any."""
-    unbuilt = [part for part in term.parts if not part.head.built]
-    for part in unbuilt:
-        found = seen.outputs[part.student.where]
-        width = part.student(found, x0, seen.call.kwargs).shape[-1]
-        part.head.build(width)
-    return bool(unbuilt)
 
 
 @contextmanager
@@ -71,16 +68,18 @@ def recording(term: Term, model: nn.Module) -> Iterator[None]:
             if seen is None or where not in seen.outputs:
                 raise wrong_pass(None, where)
         if seen is not None:
-            tensors = [tensor for _, tensor in tensors_in([seen.call.args, seen.call.kwargs])]
-            build_heads(term, seen, tensors[0] if tensors else torch.empty(0))
+            for part in term.parts:
+                if not part.head.built:
+                    part.head.build(part.student.width_of(seen.outputs[part.student.where]))
     finally:
         recorder.passes.clear()
         recorder.passes.update(kept)
 
 
-def precision_for(dtype: torch.dtype, autocast: Autocast) -> Autocast:
-    """The precision of an EMA of the user's: it is float32, what the student saw may not be."""
-    return (True, dtype) if dtype in HALF else autocast
+def precision_for(output: Output, autocast: Autocast) -> Autocast:
+    """The precision of an EMA of the user's: it is float32, the student's outputs may not be."""
+    dtypes = {tensor.dtype for _, tensor in features_in(output)} & set(HALF)
+    return (True, dtypes.pop()) if dtypes else autocast
 
 
 def first_part(term: Term, batch: Batch, seen: StudentPass) -> tuple[Batch, StudentPass]:
@@ -101,9 +100,9 @@ def first_part(term: Term, batch: Batch, seen: StudentPass) -> tuple[Batch, Stud
 
 def _teacher_tokens(term: Term, batch: Batch, seen: StudentPass) -> list[torch.Tensor]:
     call: Any = term.call
-    outputs = call(batch, seen, term.trial.over)
+    outputs = call(batch, seen, term.law.over)
     taught = [part for part in term.parts if part.from_teacher]
-    return [term.read(part.target, seen, outputs, batch.x0) for part in taught]
+    return [term.read(part.target, outputs, seen) for part in taught]
 
 
 def _check_independent(tokens: torch.Tensor, expected: torch.Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from selfalign.adapting import invalid
 
 from .average import HALF, check_same_tensors, plain_names
 from .buffers import follow
+from .copying import copied
 from .pairing import buffer_owners
 from .standing import Standing
 
@@ -79,15 +79,15 @@ class Followed:
 
 def _shadowed(student: nn.Module, given: Any) -> nn.Module:
     """A copy of the model for diffusers' EMA, which keeps a list of tensors."""
-    copied = copy.deepcopy(student).requires_grad_(False).eval()
-    expected = [p.shape for p in copied.parameters()]
+    module = copied(student, {})
+    expected = [p.shape for p in module.parameters()]
     if [p.shape for p in given.shadow_params] != expected:
         raise invalid(
             "teacher= must have the same tensors as this model",
             f"{len(given.shadow_params)} tensors",
             "Build EMAModel from model.parameters().",
         )
-    return copied
+    return module
 
 
 def _inner(given: Any) -> nn.Module:

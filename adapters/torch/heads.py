@@ -42,6 +42,9 @@ class Projector(nn.Module):
         like: a tensor whose device and dtype the parameters take.
         width: feature width D of the tapped block, or None where it is not known yet.
 
+    Attributes:
+        built: whether the parameters have values.
+
     Example:
         >>> import torch, selfalign
         >>> from selfalign.adapters.torch import Projector
@@ -57,6 +60,7 @@ class Projector(nn.Module):
         super().__init__()
         self.objective = objective
         self.seed = seed
+        self.built = not objective.head.names
         # a model without weights yet gets them later; these are here now
         device = torch.device("cpu") if like.is_meta else like.device
         for name in objective.head.names:
@@ -64,11 +68,6 @@ class Projector(nn.Module):
             self.register_parameter(name, empty)
         if width is not None:
             self.build(width)
-
-    @property
-    def built(self) -> bool:
-        """Whether the parameters have values."""
-        return not any(isinstance(p, nn.UninitializedParameter) for p in self.parameters())
 
     @torch.no_grad()
     def build(self, width: int) -> None:
@@ -92,6 +91,7 @@ class Projector(nn.Module):
     def _materialize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         if self.built:
             return
+        self.built = True
         for name, parameter in self.named_parameters():
             if isinstance(parameter, nn.UninitializedParameter):
                 parameter.materialize(shapes[name])
@@ -105,5 +105,6 @@ class Projector(nn.Module):
                 "a head that has seen no tokens yet",
                 "Run `with align.recording(): model(...)` first, or pass width=.",
             )
-        projected: torch.Tensor = apply_head(self.objective, dict(self.named_parameters()), tokens)
+        params = {name: getattr(self, name) for name in self.objective.head.names}
+        projected: torch.Tensor = apply_head(self.objective, params, tokens)
         return projected

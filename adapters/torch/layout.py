@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,10 +12,14 @@ from torch import nn
 
 from selfalign.adapting import invalid, paths
 
-from .arguments import Arguments, Place
+from .arguments import Arguments, Place, tensors_in
 from .comparing import close, described
 
 Convention = Callable[[torch.Tensor], torch.Tensor]
+
+_TIME = re.compile(r"(t|times?|timesteps?|sigmas?|noise_labels|noise_levels?|c_noise)")
+_SECOND_TIME = re.compile(r"(r|s|h|dt|\w*time(step)?s?(_\w+)?|(t|sigma|delta)_\w+|\w+_(t|sigma))")
+_WHOLE_STEPS = 100  # a time that is told in whole numbers has at least so many of them
 
 
 class Layout(NamedTuple):
@@ -24,60 +29,118 @@ class Layout(NamedTuple):
         sample: the sample's place.
         time: the time's place.
         told: gives the time as the model is told it, from the path's time.
+        shape: of the time, -1 where the samples are: it is repeated along the other axes.
         certain: whether only one convention fits; all do where every time is 0.
     """
 
     sample: Place
     time: Place
     told: Convention
+    shape: tuple[int, ...]
     certain: bool
 
 
 def find_layout(
-    path: paths.Path, module: nn.Module, call: Arguments, x: torch.Tensor, t: torch.Tensor
+    path: paths.Path,
+    module: nn.Module,
+    call: Arguments,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    condition: Arguments,
 ) -> Layout:
     """Find by value where `x` and `t` stand in a call of `module`.
 
+    Args:
+        path: the noise path.
+        module: whose forward was called.
+        call: with what.
+        x, t: the noisy samples and their times.
+        condition: what the user says to be a condition.
+
     Raises:
-        ValueError: no argument like them, or several.
+        ValueError: no argument like them, or several; a second argument that may be a time.
     """
-    places = call.places()
-    tensors = {p: value for p, value in places.items() if isinstance(value, torch.Tensor)}
+    tensors = {p: v for p, v in call.places().items() if isinstance(v, torch.Tensor)}
     shaped = [place for place, value in tensors.items() if value.shape == x.shape]
     equal = [place for place in shaped if close(tensors[place], x)]
     samples = equal or shaped
     _check_single("x_t = path.add_noise(x0, noise, t)", len(samples), tensors)
 
-    times = _times(path, tensors, samples, t)
-    if len(times) > 1:  # a label may equal the time by chance: names decide
-        names: dict[Any, str] = dict(enumerate(inspect.signature(module.forward).parameters))
-        times = {p: ways for p, ways in times.items() if str(names.get(p, p)).startswith("t")}
+    others = {place: value for place, value in tensors.items() if place not in samples}
+    times = _times(path, others, t)
+    names = _names(module, others)
+    if len(times) > 1:  # a label may equal the time by chance: the name decides
+        named = [place for place in times if _TIME.fullmatch(names[place])]
+        doubtful = [place for place in times if others[place].is_floating_point()]
+        if len(named) == 1 and set(doubtful) <= set(named):
+            times = {named[0]: times[named[0]]}
     _check_single("t (as it is, in thousandths, or reversed)", len(times), tensors)
-    ((time, conventions),) = times.items()
-    return Layout(samples[0], time, conventions[0], len(conventions) == 1)
+    ((time, (conventions, shape)),) = times.items()
+    del others[time]
+    _check_no_second_time(path, conventions[0], others, names, condition, len(t))
+    return Layout(samples[0], time, conventions[0], shape, len(conventions) == 1)
+
+
+def _names(module: nn.Module, places: dict[Place, torch.Tensor]) -> dict[Place, str]:
+    """What the arguments at these places are called."""
+    parameters: dict[Any, str] = dict(enumerate(inspect.signature(module.forward).parameters))
+    return {place: str(parameters.get(place, place)) for place in places}
 
 
 def _times(
-    path: paths.Path, tensors: dict[Place, torch.Tensor], samples: list[Place], t: torch.Tensor
-) -> dict[Place, list[Convention]]:
-    """The places of what may be the time, with the conventions that fit."""
+    path: paths.Path, tensors: dict[Place, torch.Tensor], t: torch.Tensor
+) -> dict[Place, tuple[list[Convention], tuple[int, ...]]]:
+    """The places of what may be the time, with the conventions that fit and its shape."""
     found = {}
     for place, value in tensors.items():
-        if value.numel() == t.numel() and place not in samples:
-            conventions = fitting_conventions(path, value, t)
+        shape = _repeated_shape(value, len(t))
+        if shape is not None:
+            axis = shape.index(-1)
+            first = value.movedim(axis, 0).flatten(1)[:, 0] if value.ndim > 1 else value
+            conventions = fitting_conventions(path, first, t)
             if conventions:
-                found[place] = conventions
+                found[place] = (conventions, shape)
     return found
 
 
+def _repeated_shape(value: torch.Tensor, batch: int) -> tuple[int, ...] | None:
+    """1 for each axis, -1 for that of the samples, where each sample has one number throughout."""
+    axes = [axis for axis, size in enumerate(value.shape) if size == batch]
+    if not axes or value.dtype == torch.bool or value.is_complex():
+        return None
+    if value.numel() != batch and (value.ndim > 2 or axes[0] != 0):
+        return None  # features and the like: no need to look at their values
+    rows = value.movedim(axes[0], 0).reshape(batch, -1)
+    if not torch.equal(rows, rows[:, :1].expand_as(rows)):
+        return None
+    shape = [1] * value.ndim
+    shape[axes[0]] = -1
+    return tuple(shape)
+
+
 def fitting_conventions(path: paths.Path, value: torch.Tensor, t: torch.Tensor) -> list[Convention]:
-    """The path's conventions that give this value for the times `t`."""
-    flat = value.flatten()
+    """The path's conventions that give these values [B] for the times `t`."""
     for group in path.time_conventions():
-        fitting = [told for told in group if close(flat, told(t).to(value.dtype))]
+        fitting = [told for told in group if _fits(path, told, value, t)]
         if fitting:
             return fitting
     return []
+
+
+def _fits(path: paths.Path, told: Convention, value: torch.Tensor, t: torch.Tensor) -> bool:
+    """Whether the model was told `t` so; whole numbers must be fine enough to tell times apart."""
+    times = told(t)
+    if not value.is_floating_point() and times.is_floating_point():
+        low, high = _range(path, told)
+        if high - low < _WHOLE_STEPS:
+            return False
+    return close(value, times.to(value.dtype))
+
+
+def _range(path: paths.Path, told: Convention) -> tuple[float, float]:
+    """The smallest and the largest time that the model is told."""
+    ends = [float(told(torch.tensor(float(end)))) for end in path.bounds]
+    return min(ends), max(ends)
 
 
 def _check_single(wanted: str, count: int, tensors: dict[Place, torch.Tensor]) -> None:
@@ -89,3 +152,44 @@ def _check_single(wanted: str, count: int, tensors: dict[Place, torch.Tensor]) -
             "Pass align() what the student saw, and the loss a path with your direction of time. "
             "If your call arranges or scales them otherwise, pass call=.",
         )
+
+
+def _check_no_second_time(
+    path: paths.Path,
+    told: Convention,
+    others: dict[Place, torch.Tensor],
+    names: dict[Place, str],
+    condition: Arguments,
+    batch: int,
+) -> None:
+    """Refuse a call with a second number per sample that may be a time: it would stay behind.
+
+    Such a number has a time's name, or differs from sample to sample within the range of times.
+    """
+    conditions = [value for _, value in tensors_in([condition.args, condition.kwargs])]
+    for place, value in others.items():
+        told_as_condition = any(
+            value is other or (value.shape == other.shape and close(value, other))
+            for other in conditions
+        )
+        if told_as_condition or not _may_be_time(path, told, value, batch, names[place]):
+            continue
+        raise invalid(
+            "Each time that the model is told must be the teacher's own",
+            f"argument {names[place]!r}, {described(value)}, beside the time that was found",
+            "Pass call=, a function that tells the teacher both; if it is a condition and no "
+            "time, hand it to align() as well.",
+        )
+
+
+def _may_be_time(
+    path: paths.Path, told: Convention, value: torch.Tensor, batch: int, name: str
+) -> bool:
+    if _repeated_shape(value, batch) is None:
+        return False
+    if _SECOND_TIME.fullmatch(name):
+        return True
+    low, high = _range(path, told)
+    flat = value.detach().float().flatten()
+    inside = bool(((flat >= low) & (flat <= high)).all())
+    return value.is_floating_point() and inside and bool((flat != flat[0]).any())

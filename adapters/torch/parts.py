@@ -46,7 +46,11 @@ class Part(NamedTuple):
 
     def taps(self) -> list[str]:
         """Paths of the tapped modules: the student's, then the target's."""
-        return [reader.where for reader in (self.student, self.target) if reader is not None]
+        return [reader.where for reader in self.readers()]
+
+    def readers(self) -> list[TokenReader]:
+        """The student's, then the target's."""
+        return [self.student] if self.target is None else [self.student, self.target]
 
     def own_taps(self) -> list[str]:
         """Those that are tapped in the student's forward."""

@@ -5,47 +5,23 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from selfalign.adapting import EMATeacher, invalid, paths
 
-from .arguments import Arguments, first_samples
+from .arguments import Batch
 from .comparing import Comparison
 from .hooks import Hooks
 from .layout import Layout, find_layout
 from .sharding import is_sharded, release
 from .stopping import Stopped, evaluating, never_ran
-from .student import Indices, StudentPass
-from .tokens import BlockOutput, Output
+from .student import Indices, StudentPass, random_streams_kept
+from .tokens import Output
 
-Outputs = dict[str, BlockOutput]
-
-
-class Batch(NamedTuple):
-    """What align() was given.
-
-    Attributes:
-        x0: clean samples [B, ...].
-        noise: of their shape.
-        t: the student's times [B].
-        u: draws [B] for the gap.
-        condition: what else was given, by position and by name.
-    """
-
-    x0: torch.Tensor
-    noise: torch.Tensor
-    t: torch.Tensor
-    u: torch.Tensor
-    condition: Arguments
-
-    def first(self, count: int) -> Batch:
-        """The same for the first samples: of every tensor that is as long as the batch."""
-        batch = len(self.t)
-        x0, noise, t, u = first_samples(tuple(self[:4]), count, batch)
-        return Batch(x0, noise, t, u, self.condition.first(count, batch))
+Outputs = dict[str, Output]  # of the tapped blocks, by their paths
 
 
 class TeacherCall(Hooks):
@@ -72,6 +48,7 @@ class TeacherCall(Hooks):
     Attributes:
         condition_embeddings: embeddings that were found not to depend on time.
         unknown_embeddings: those that may embed a time: their indices were not replayed.
+        draws_alike: begin with the student's random numbers: the model draws in its forward.
     """
 
     def __init__(
@@ -92,10 +69,10 @@ class TeacherCall(Hooks):
         self.taps = {path: teacher.get_submodule(path) for path in taps}
         self.function = function
         self.compared = compared
-        self.run_compiled = _run_to_end
+        self.run_compiled = run_to_end
         self.compiles = compiled is not None
         if compiled is not None:
-            self.run_compiled = torch.compile(_run_to_end, **compiled)
+            self.run_compiled = torch.compile(run_to_end, **compiled)
         self.layout: Layout | None = None
         self.comparison = Comparison()
         self.was_compared = False
@@ -108,6 +85,7 @@ class TeacherCall(Hooks):
         self.replayed_embeddings: set[str] = set()
         self.settled = False
         self.has_run = False
+        self.draws_alike = False
         for name, module in teacher.named_modules():
             if isinstance(module, nn.Embedding):
                 hook = functools.partial(self._replay_indices, name)
@@ -126,18 +104,22 @@ class TeacherCall(Hooks):
         x, t = self.path.add_less_noise(
             batch.x0, batch.noise, batch.t, batch.u, self.source.largest_gap, self.source.random_gap
         )
-        self._prepare(batch, seen)
+        self.prepare(batch, seen)
+        # a compiled forward cannot look where a tensor lies: an earlier one has found out
+        self.settled = self.compiles and explored and self.has_run and self._is_known()
+        run = functools.partial(self.call, batch, seen, x, t)
+        if self.draws_alike:
+            with random_streams_kept(seen.random_states[0]):
+                return self.reach(run, seen.indices)
+        return self.reach(run, seen.indices)
+
+    def prepare(self, batch: Batch, seen: StudentPass) -> None:
+        """Find the layout where it is not certain, and compare the student's call."""
         self.given = set()
         for args, kwargs in (seen.call, batch.condition):
             for value in (*args, *kwargs.values()):
                 if isinstance(value, torch.Tensor):
                     self.given.add(value.untyped_storage().data_ptr())
-        # a compiled forward cannot look where a tensor lies: an earlier one has found out
-        self.settled = self.compiles and explored and self.has_run and self._is_known()
-        return self.reach(functools.partial(self.call, batch, seen, x, t), seen.indices)
-
-    def _prepare(self, batch: Batch, seen: StudentPass) -> None:
-        """Find the layout where it is not certain, and compare the student's call."""
         layout = self.layout
         known = self.function is not None
         if layout is not None:
@@ -148,7 +130,7 @@ class TeacherCall(Hooks):
             return
         x = self.path.noised(batch.x0, batch.noise, batch.t)  # checked just before
         if not known:
-            layout = find_layout(self.path, self.teacher, seen.call, x, batch.t)
+            layout = find_layout(self.path, self.teacher, seen.call, x, batch.t, batch.condition)
             self.layout = layout
         if settled:
             return
@@ -159,14 +141,33 @@ class TeacherCall(Hooks):
             self.comparison.check_function(self.teacher, run, seen.call, x)
         self.was_compared = True
 
+    def on_samples(
+        self, batch: Batch, seen: StudentPass
+    ) -> tuple[torch.Tensor, Callable[[list[str], torch.Tensor], Outputs]]:
+        """The student's sample, and the teacher's forward from other samples to other taps."""
+        self.prepare(batch, seen)
+        self.settled = False
+
+        def run(paths: list[str], sample: torch.Tensor) -> Outputs:
+            taps = {path: self.teacher.get_submodule(path) for path in paths}
+            called = functools.partial(self.call, batch, seen, sample, batch.t)
+            return self.reach(called, seen.indices, taps)
+
+        return self.students_sample(batch, seen), run
+
+    def students_sample(self, batch: Batch, seen: StudentPass) -> torch.Tensor:
+        """The noisy samples that the student saw."""
+        if self.function is not None:
+            return self.path.noised(batch.x0, batch.noise, batch.t)
+        return seen.call.places()[self.layout.sample]  # type: ignore[union-attr]
+
     def call(self, batch: Batch, seen: StudentPass, x: torch.Tensor, t: torch.Tensor) -> Any:
         """Call the teacher on the sample `x` at the times `t` of the path."""
         if self.function is not None:
             condition = batch.condition
             return self.function(self.teacher, x, t, *condition.args, **condition.kwargs)
         layout: Any = self.layout
-        args = list(seen.call.args)
-        kwargs: dict[Any, Any] = dict(seen.call.kwargs)
+        args, kwargs = list(seen.call.args), dict(seen.call.kwargs)
         old_x = args[layout.sample] if isinstance(layout.sample, int) else kwargs[layout.sample]
         old_t = args[layout.time] if isinstance(layout.time, int) else kwargs[layout.time]
         if x.shape != old_x.shape:
@@ -175,7 +176,7 @@ class TeacherCall(Hooks):
                 f"x0 of shape {tuple(x.shape)}, after a model's call with {tuple(old_x.shape)}",
                 "Pass the x0, noise and t of the model's last forward.",
             )
-        new_t = layout.told(t).to(old_t.dtype).reshape(old_t.shape)
+        new_t = layout.told(t).to(old_t.dtype).reshape(layout.shape).expand(old_t.shape)
         for place, value in ((layout.sample, x.to(old_x.dtype)), (layout.time, new_t)):
             if isinstance(place, int):
                 args[place] = value
@@ -183,55 +184,39 @@ class TeacherCall(Hooks):
                 kwargs[place] = value
         return self.teacher(*args, **kwargs)
 
-    def reach(self, run: Callable[[], Any], indices: Indices) -> Outputs:
+    def reach(
+        self,
+        run: Callable[[], Any],
+        indices: Indices,
+        taps: Mapping[str, nn.Module] | None = None,
+        trains: bool = False,
+    ) -> Outputs:
         """Run a forward of the teacher until all tapped blocks have run.
 
         Args:
             run: calls the teacher.
             indices: of the student's embeddings, to be replayed.
+            taps: other blocks than the target's; those that do not run are left out.
+            trains: leave the teacher in training mode.
         """
-        found: Outputs = {}
-        missing = set(self.taps)
-
-        def capture(
-            path: str,
-            module: nn.Module,
-            args: tuple[Any, ...],
-            kwargs: dict[str, Any],
-            output: Output,
-        ) -> None:
-            found[path] = BlockOutput(output)
-            if isinstance(output, (tuple, list)):  # its arguments tell its parts apart
-                found[path] = BlockOutput(output, args, kwargs)
-            missing.discard(path)
-            if not missing:
-                raise Stopped
-
         self.has_run = True
         self.replaying = {}
         for name, calls in indices.items():
             if not self.settled or name in self.replayed_embeddings:
                 self.replaying[name] = list(calls)
-        handles = []
-        for path, module in self.taps.items():
-            hook = functools.partial(capture, path)
-            handles.append(module.register_forward_hook(hook, with_kwargs=True))
-        fast = torch.backends.mha.get_fastpath_enabled()
-        # PyTorch's own way of inference: padded tokens vanish in it
-        torch.backends.mha.set_fastpath_enabled(False)
+        if self.settled and taps is None:
+            run = functools.partial(self.run_compiled, run)
         try:
             # a teacher of ours is in evaluation mode; a user's own EMA gets its modes back
-            with evaluating(self.teacher) if self.teacher.training else nullcontext():
-                (self.run_compiled if self.settled else _run_to_end)(run)
+            evaluated = self.teacher.training and not trains
+            with evaluating(self.teacher) if evaluated else nullcontext():
+                found = run_until(self.taps if taps is None else taps, run)
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            for handle in handles:
-                handle.remove()
             self.replaying = None
             if self.sharded is not False:
                 self.release()
-        if missing:
-            raise never_ran(missing.pop())
+        if taps is None and len(found) < len(self.taps):
+            raise never_ran(next(path for path in self.taps if path not in found))
         return found
 
     def release(self) -> None:
@@ -279,9 +264,37 @@ class TeacherCall(Hooks):
         return not self.replayed_embeddings & doubtful
 
 
-def _run_to_end(run: Callable[[], Any]) -> None:
-    """Run a forward that a hook ends; apart, so that it can be compiled whole."""
+def run_to_end(run: Callable[[], Any]) -> None:
+    """Run a forward that a hook may end; apart, so that it can be compiled whole."""
     try:
         run()
     except Stopped:
         return
+
+
+def run_until(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> dict[str, Any]:
+    """Run a forward until all these modules, by path, have run: what they returned."""
+    found: dict[str, Any] = {}
+    missing = set(modules)
+
+    def capture(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found[path] = output
+        missing.discard(path)
+        if not missing:
+            raise Stopped
+
+    handles = []
+    for path, module in modules.items():
+        handles.append(module.register_forward_hook(functools.partial(capture, path)))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    # PyTorch's own way of inference: padded tokens vanish in it
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        run()
+    except Stopped:
+        return found
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for handle in handles:
+            handle.remove()
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +22,15 @@ def world() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
+
+
+def any_process(found: bool, device: torch.device) -> bool:
+    """Whether any process found something: one verdict for all of them."""
+    if world()[1] == 1:
+        return found
+    flag = torch.tensor(float(found), device=device)
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+    return bool(flag)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -84,6 +95,21 @@ def release(module: Any) -> None:
             # without it, a forward in between keeps what it has gathered
             part.set_reshard_after_forward(True, recurse=False)
         part.reshard()
+
+
+@contextmanager
+def resharded(model: nn.Module) -> Iterator[None]:
+    """Meanwhile, a model has its shards only; what waits for its backward is gathered again."""
+    if not is_sharded(model):
+        yield
+        return
+    release(model)
+    try:
+        yield
+    finally:
+        unshard = getattr(model, "unshard", None)
+        if callable(unshard):
+            unshard()
 
 
 @torch.no_grad()

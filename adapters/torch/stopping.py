@@ -33,7 +33,7 @@ class Cut(nn.Module):
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and each module's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.eval()  # its result is not used: a model's own train() may return nothing
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ from selfalign.adapting import invalid
 
 from .arguments import Arguments, first_samples
 from .hooks import Hooks
-from .tokens import BlockOutput, Output
+from .tokens import Output
 
 Indices = dict[str, list[torch.Tensor]]  # what each nn.Embedding received, call by call
 Autocast = tuple[bool, torch.dtype]
@@ -31,18 +32,24 @@ class StudentPass:
         runs: how often each tapped module ran.
         autocast: whether autocast was on, and its dtype.
         indices: what the model's embeddings received: labels, where the model dropped some.
-        random_states: of the random streams before the forward, at its first block, after it.
+        random_states: of the random streams before the forward and after it.
         forwards: how many forwards with gradient ran since the last align(), this one included.
     """
 
     def __init__(self, call: Arguments, forwards: int) -> None:
         self.call = call
         self.forwards = forwards
-        self.outputs: dict[str, BlockOutput] = {}
+        self.outputs: dict[str, Output] = {}
         self.runs: dict[str, int] = {}
         self.autocast: Autocast = (False, torch.float32)
         self.indices: Indices = {}
         self.random_states: list[Any] = []
+
+    def called_with(self, call: Arguments) -> StudentPass:
+        """The same, as if the model had been called with something else."""
+        other = copy.copy(self)
+        other.call = call
+        return other
 
     def first(self, count: int, batch: int) -> StudentPass:
         """The same for the first `count` samples of a batch: of the call and the indices."""
@@ -62,7 +69,6 @@ class Recorder(Hooks):
     Args:
         model: the user's.
         taps: paths of the tapped modules.
-        first: path of the first block, before which the model embeds inputs and condition.
         replayed: whether a teacher will need what the model's embeddings receive.
         watches_draws: record the random streams' states.
 
@@ -74,7 +80,6 @@ class Recorder(Hooks):
         self,
         model: nn.Module,
         taps: Iterable[str],
-        first: str,
         replayed: bool,
         watches_draws: bool,
     ) -> None:
@@ -94,14 +99,12 @@ class Recorder(Hooks):
         add(model.register_forward_pre_hook(self._begin, with_kwargs=True))
         for path in taps:
             hook = functools.partial(self._record, path)
-            add(model.get_submodule(path).register_forward_hook(hook, with_kwargs=True))
+            add(model.get_submodule(path).register_forward_hook(hook))
         add(model.register_forward_hook(self._end))
         for name, module in model.named_modules():
             if replayed and isinstance(module, nn.Embedding):
                 hook = functools.partial(self._record_indices, name)
                 add(module.register_forward_pre_hook(hook))
-        if watches_draws:
-            add(model.get_submodule(first).register_forward_pre_hook(self._mark))
 
     # The hooks
 
@@ -115,17 +118,10 @@ class Recorder(Hooks):
         self.passes[trains] = self.running
         self._mark()
 
-    def _record(
-        self,
-        path: str,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Output,
-    ) -> None:
+    def _record(self, path: str, module: nn.Module, args: tuple[Any, ...], output: Output) -> None:
         seen = self.running if self.alive else None
         if seen is not None:
-            seen.outputs[path] = BlockOutput.of(_kept(output), args, kwargs)
+            seen.outputs[path] = _kept(output)
             seen.runs[path] = seen.runs.get(path, 0) + 1
             seen.autocast = _autocast_of(module)
 
@@ -142,6 +138,16 @@ class Recorder(Hooks):
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Output) -> None:
         self._mark()
         self.running = None
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Meanwhile, record nothing."""
+        before = self.paused
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = before
 
     def forget(self) -> None:
         """Drop what was recorded."""
@@ -206,15 +212,34 @@ def random_state() -> list[Any]:
     return [torch.get_rng_state(), *cuda, random.getstate(), numpy.random.get_state()]
 
 
+def same_state(a: Any, b: Any) -> bool:
+    """Equality of random states, and of indices: through nests, by value."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, numpy.ndarray):
+        return numpy.array_equal(a, b)
+    if isinstance(a, (list, tuple)):
+        return isinstance(b, (list, tuple)) and len(a) == len(b) and all(map(same_state, a, b))
+    return bool(a == b)
+
+
+def set_random_state(states: list[Any]) -> None:
+    """Put all random streams where `random_state` found them."""
+    cpu, *cuda, python, arrays = states
+    torch.set_rng_state(cpu)
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
+    random.setstate(python)
+    numpy.random.set_state(arrays)
+
+
 @contextmanager
-def random_streams_kept() -> Iterator[None]:
-    """Put all random streams back afterwards."""
-    cpu, *cuda, python, arrays = random_state()
+def random_streams_kept(begin: list[Any] | None = None) -> Iterator[None]:
+    """Put all random streams back afterwards; meanwhile they go on from `begin`."""
+    before = random_state()
     try:
+        if begin is not None:
+            set_random_state(begin)
         yield
     finally:
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
-        random.setstate(python)
-        numpy.random.set_state(arrays)
+        set_random_state(before)

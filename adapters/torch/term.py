@@ -13,14 +13,16 @@ from torch import nn
 from selfalign.adapting import EMATeacher, Metrics, check_mask, given_targets
 
 from . import first_steps
-from .arguments import Arguments
+from .arguments import Arguments, Batch
 from .average import Average
 from .following import Followed
 from .last_forward import check_last
+from .law import Law
 from .parts import Part, Tensors, Tokens
-from .replaying import Batch, Outputs, TeacherCall
+from .replaying import Outputs, TeacherCall
+from .sharding import world
 from .student import Autocast, Recorder, StudentPass, no_gradient, wrong_pass
-from .trying_out import Trial
+from .tokens import features_in
 
 
 class Term:
@@ -69,13 +71,13 @@ class Term:
         self.objectives = {part.name: part.objective for part in parts}
         self.asks_caller = any(part.from_caller for part in parts)
         self.call: TeacherCall | None = None
-        self.trial: Any = None
+        self.law: Any = None
+        self.finder: Any = None
 
     def call_teacher(
         self,
         model: nn.Module,
         source: EMATeacher,
-        first: str,
         function: Callable[..., Any] | None,
         checks: str,
         compiled: Mapping[str, Any] | None,
@@ -88,7 +90,8 @@ class Term:
         self.call = TeacherCall(
             model, teacher.module, source, wanted, function, not trusted, compiled
         )
-        self.trial = Trial(self.call, first, needed=not trusted)
+        taught = [part for part in self.parts if part.from_teacher]
+        self.law = Law(self.call, taught, needed=not trusted)
         self.fraction_checked = self.fraction_checked or trusted
 
     def decay(self) -> float:
@@ -108,18 +111,26 @@ class Term:
     ) -> torch.Tensor:
         """The weighted term, see `SelfAlignment.__call__`."""
         seen = self._take_pass(x0, noise, t, trains)
-        if self.starting:
-            first_steps.begin(self, seen, x0, t, trains)
-            first_steps.check_weights_elsewhere(mask)
-        students = self._student_tokens(seen, x0, trains)
         targets: Tokens = {}
         if self.asks_caller or target_tokens is not None:
             targets = given_targets(self.objectives, target_tokens, self.several)
+        if self.starting:
+            first_steps.check_times(self, x0, t)
+            self.rank = world()[0]
+        if u is None and self.call is not None:
+            u = self._draw_gaps(t, trains)
+        batch = Batch(x0, noise, t, u, condition)
+        average = self.average
+        if average is not None and not average.started:
+            average.start(trains)
+        students = self._student_tokens(batch, seen, trains)
+        if self.starting:
+            first_steps.check_weights_elsewhere(mask)
+            first_steps.begin(self, students, x0, trains)
         if self.call is not None:
-            draws = self._draw_gaps(t, trains) if u is None else u
-            self._run_teacher(Batch(x0, noise, t, draws, condition), seen, students, targets)
+            self._run_teacher(batch, seen, students, targets)
         with precision(x0.device, seen.autocast):
-            term = self._total(seen, students, targets, x0, mask)
+            term = self._total(seen, students, targets, mask)
         if self.finite:
             first_steps.check_finite(self.metrics)
         self.terms += trains
@@ -158,15 +169,42 @@ class Term:
         generator.manual_seed(stream.getrandbits(32))
         return torch.rand(t.shape, generator=generator, device=t.device)
 
-    def _student_tokens(self, seen: StudentPass, x0: torch.Tensor, trains: bool) -> Tokens:
+    def _teachers_precision(self, seen: StudentPass) -> Autocast:
+        """The autocast of the student's forward, or that of the teacher's dtype."""
+        average = self.average
+        if average is None:
+            return seen.autocast
+        if average.dtype is not None:
+            return True, average.dtype
+        if average.owned:
+            return seen.autocast
+        output = seen.outputs[self.parts[0].student.where]
+        return first_steps.precision_for(output, seen.autocast)
+
+    def _student_tokens(self, batch: Batch, seen: StudentPass, trains: bool) -> Tokens:
         """The student's tokens of each objective."""
         students = {}
         for part in self.parts:
-            tokens = self.read(part.student, seen, seen.outputs, x0)
+            output = seen.outputs[part.student.where]
+            plain = part.student.plain
+            if not (plain and getattr(output, "shape", ())[1:] in plain):
+                self._find_tokens(batch, seen, part, trains)
+            tokens = self.read(part.student, seen.outputs, seen)
             if trains and not tokens.requires_grad:
                 raise no_gradient(part.student.where)
             students[part.name] = tokens
         return students
+
+    def _find_tokens(self, batch: Batch, seen: StudentPass, part: Part, trains: bool) -> None:
+        """Find out where the sample's tokens are, unless this is known of such outputs."""
+        output = seen.outputs[part.student.where]
+        if part.student.knows(output):
+            return
+        features = [tensor for _, tensor in features_in(output)]
+        if trains and features and not any(tensor.requires_grad for tensor in features):
+            raise no_gradient(part.student.where)
+        with precision(batch.t.device, self._teachers_precision(seen)):
+            self.finder(batch, seen)
 
     def _run_teacher(
         self, batch: Batch, seen: StudentPass, students: Tokens, targets: Tokens
@@ -175,32 +213,26 @@ class Term:
         call: Any = self.call
         average: Any = self.average
         trains = torch.is_grad_enabled()
-        if not average.started:
-            average.start(trains)
-        autocast = seen.autocast
-        if average.dtype is not None:
-            autocast = (True, average.dtype)
-        elif not average.owned:
-            dtype = students[self.parts[0].name].dtype
-            autocast = first_steps.precision_for(dtype, seen.autocast)
+        alike = average.owned and average.dtype is None
+        autocast = seen.autocast if alike else self._teachers_precision(seen)
+        if not self.law.over:
+            with precision(batch.t.device, autocast):
+                self.law(batch, seen, students)
+            self.recorder.watches_draws = call.draws_alike or not self.law.over
         with precision(batch.t.device, autocast):
             if self.fraction < 1.0:
                 batch, seen = first_steps.first_part(self, batch, seen)
             # without gradient it is not compiled: a CUDA graph would overwrite the student's
-            outputs = call(batch, seen, self.trial.over and trains)
-            if not self.trial.over:
-                outputs = self.trial(batch, seen, outputs)
-                self.recorder.watches_draws = not self.trial.over
+            outputs = call(batch, seen, self.law.over and trains)
         for part in self.parts:
             if part.from_teacher:
-                targets[part.name] = self.read(part.target, seen, outputs, batch.x0)
+                targets[part.name] = self.read(part.target, outputs, seen)
 
     def _total(
         self,
         seen: StudentPass,
         students: Tokens,
         targets: Tokens,
-        x0: torch.Tensor,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """The sum of the objectives' terms."""
@@ -210,15 +242,17 @@ class Term:
             student = students[part.name]
             target = targets.get(part.name)
             if part.from_later_layer:
-                target = self.read(part.target, seen, seen.outputs, x0).detach()
+                target = self.read(part.target, seen.outputs, seen).detach()
             part_mask = mask
             if part.from_teacher and self.fraction < 1.0 and target is not None:
                 if mask is not None:
                     check_mask(mask, tuple(student.shape)[:2])
                     part_mask = mask[: len(target)]
                 student = student[: len(target)]
-            params = dict(part.head._parameters)
-            distance, metrics = part.evaluate(params, student, target, part_mask, self.logged)
+            head: Any = part.head._parameters
+            if part.head._forward_hooks or part.head._forward_pre_hooks:
+                head = part.head  # a module's call costs more than what it does
+            distance, metrics = part.evaluate(head, student, target, part_mask, self.logged)
             term = part.objective.weigh(distance, self.step)
             total = term if total is None else total + term
             if self.several:
@@ -226,15 +260,14 @@ class Term:
             self.metrics |= metrics
         return total
 
-    def read(self, reader: Any, seen: StudentPass, outputs: Outputs, x0: torch.Tensor) -> Any:
+    def read(self, reader: Any, outputs: Outputs, seen: StudentPass) -> Any:
         """The tokens [B, N, D] that `reader` takes out of its block's output."""
-        found = outputs.get(reader.where)
-        if found is None:
+        output = outputs.get(reader.where)
+        if output is None:
             raise first_steps.never_reached(reader.where)
-        output = found.output
-        if reader.direct and isinstance(output, torch.Tensor) and output.ndim == 3:
+        if reader.plain and getattr(output, "shape", ())[1:] in reader.plain:
             return output
-        return reader(found, x0, seen.call.kwargs)
+        return reader(output, seen.call)
 
     def remove(self) -> None:
         """Take the hooks off the teacher."""

@@ -1,9 +1,9 @@
-"""The tokens [B, N, D] in what a tapped block returned."""
+"""The sample's tokens [B, N, D] in what a tapped block returned."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -11,7 +11,9 @@ from torch import nn
 
 from selfalign.adapting import invalid
 
-from .families import has_known_stream, sample_stream
+from .arguments import Arguments, tensors_by_place
+from .ragged import Following
+from .reading import Place, Reading
 
 Output: TypeAlias = Any
 """What a block returned: a tensor, or a nest of them."""
@@ -19,106 +21,150 @@ Output: TypeAlias = Any
 Select = Callable[[Output], torch.Tensor]
 
 
-class BlockOutput(NamedTuple):
-    """What a tapped block returned, and what it was called with where that tells its streams apart.
+class Stream(NamedTuple):
+    """The sample's tokens in one kind of output.
 
     Attributes:
-        output: as the block returned it.
-        args: the block's arguments by position, where the output is no tensor.
-        kwargs: the same by name.
+        place: of the tensor in the output.
+        reading: how the tokens lie in it.
+        shape: the tensor's, when this was found.
+        following: takes them out where they follow each sample's own text.
     """
 
-    output: Output
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}  # noqa: RUF012  (never written to)
+    place: Place
+    reading: Reading
+    shape: torch.Size
+    following: Following | None = None
 
-    @classmethod
-    def of(cls, output: Output, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BlockOutput:
-        """The record of a call; without its arguments where they need not be kept alive."""
-        return cls(output, args, kwargs) if isinstance(output, (tuple, list)) else cls(output)
+    def fits(self, streams: dict[Place, torch.Tensor]) -> bool:
+        """Whether an output has this stream, in whatever number of samples."""
+        tensor = streams.get(self.place)
+        if tensor is None or tensor.ndim != len(self.shape):
+            return False
+        samples = self.reading.axes[0]
+        pairs = enumerate(zip(tensor.shape, self.shape, strict=True))
+        return all(size == mine or axis == samples for axis, (size, mine) in pairs)
 
 
 class TokenReader:
-    """Takes the tokens out of one block's output.
+    """Takes the sample's tokens out of one block's output.
 
-    They are what `select` takes from it; or the output itself; or in a tuple the only tensor
-    [B, N, D]. Of a block that takes and gives several streams, they have the shape of its argument
-    that is named like a sample. Features on a grid, [B, D, ...] or, where only the last axis has
-    the width, [B, ..., D], become tokens.
+    Which they are is found by `probing`, once for each kind of output. `select` may take a part of
+    the output before.
 
     Args:
-        model: the whole model: what its family is known for decides first.
+        model: the whole model.
         where: path of the block.
         select: the user's function, or None.
         width: feature width D, where it is known.
+
+    Attributes:
+        streams: the tokens, for each kind of output that was seen.
+        plain: sizes [N, D] of outputs that are the tokens as they are.
     """
 
-    def __init__(self, model: nn.Module, where: str, select: Select | None, width: int | None):
-        self.model = model
+    def __init__(
+        self, model: nn.Module, where: str, select: Select | None, width: int | None
+    ) -> None:
         self.where = where
         self.block = model.get_submodule(where)
         self.select = select
         self.width = width
-        self.direct = select is None and not has_known_stream(model, self.block)
+        self.streams: list[Stream] = []
+        self.plain: set[torch.Size] = set()
 
-    def __call__(
-        self, found: BlockOutput, x0: torch.Tensor, condition: Mapping[str, Any]
-    ) -> torch.Tensor:
+    def __call__(self, output: Output, call: Arguments | None = None) -> torch.Tensor:
         """The tokens [B, N, D].
 
         Args:
-            found: the block's output.
-            x0: the sample.
-            condition: what else the model was called with, by name.
+            output: the block's.
+            call: what the model was called with.
 
         Raises:
             ValueError: an output that has no tokens, or that has several candidates.
         """
-        output = found.output
-        select = self.select or sample_stream(self.model, self.block, x0, condition)
-        if select is not None:
-            tokens = select(output)
-        elif isinstance(output, (tuple, list)):
-            tokens = self._only_stream(found)
-        else:
-            tokens = output
-        if not is_features(tokens):
-            raise invalid(
-                "A tapped block must give tokens [B, N, D], or features [B, D, H, W] or "
-                "[B, D, T, H, W]",
-                f"{self.where}: {shapes(tokens)}",
-                "Pass select=, a function from the block's output to its tokens.",
-            )
-        return tokens if tokens.ndim == 3 else self._flattened(tokens)
+        found = self.features(output)
+        stream = self._known(found) or self.by_shape(output)
+        if stream.following is not None and call is not None:
+            return stream.following(found[stream.place], call)
+        return stream.reading(found[stream.place])
 
-    def _only_stream(self, found: BlockOutput) -> torch.Tensor:
-        """The only tensor [B, N, D] among several outputs, or the one like the sample."""
-        features = [part for part in found.output if is_features(part)]
-        streams = [part for part in features if part.ndim == 3] or features
-        if len(streams) > 1:
-            streams = _like_the_sample(streams, self.block, found)
-        if len(streams) != 1:
+    def features(self, output: Output) -> dict[Place, torch.Tensor]:
+        """What may be tokens in an output: floating tensors of three to five axes."""
+        if self.select is not None:
+            output = self.select(output)
+            if not is_features(output):
+                raise self._no_tokens(output)
+        return dict(features_in(output))
+
+    def knows(self, output: Output) -> bool:
+        """Whether it has been found where this kind of output has the sample's tokens."""
+        return self._known(self.features(output)) is not None
+
+    def learn(self, stream: Stream) -> None:
+        """From now on, read this kind of output so."""
+        self.streams.append(stream)
+        if self.select is None and stream.place == () and stream.reading.is_plain():
+            self.plain.add(stream.shape[1:])
+
+    def by_shape(self, output: Output) -> Stream:
+        """How the tokens lie, told by shapes alone: where there is nothing else to go by.
+
+        They are the only tensor [B, N, D]. Features on a grid, [B, D, ...] or [B, ..., D], become
+        tokens where only one of these axes has the width.
+
+        Raises:
+            ValueError: no such tensor, or several.
+        """
+        found = self.features(output)
+        flat = {place: tensor for place, tensor in found.items() if tensor.ndim == 3}
+        candidates = flat or found
+        if not candidates:
+            raise self._no_tokens(output)
+        if len(candidates) > 1:
             raise invalid(
-                "A block that returns a tuple must hold one tensor [B, N, D], or give back the "
-                "streams that it takes",
-                f"{self.where}: {shapes(found.output)}",
+                "A block that returns several streams must tell which one is the sample's",
+                f"{self.where}: {shapes(output)}",
                 "Pass select=, such as select=lambda output: output[1].",
             )
-        return streams[0]
+        ((place, tensor),) = candidates.items()
+        axes = (0, 1, 2) if tensor.ndim == 3 else self._grid_axes(tensor)
+        return Stream(place, Reading(axes), tensor.shape)
 
-    def _flattened(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens out of features on a grid."""
-        widths = {self.width} if self.width else _layer_widths(self.block)
-        axes = [axis for axis in (1, -1) if tokens.shape[axis] in widths]
-        if len(axes) != 1:
+    def width_of(self, output: Output) -> int:
+        """The width D of the tokens in an output, told by shapes alone."""
+        found = self.features(output)
+        last = {tensor.shape[-1] for tensor in found.values() if tensor.ndim == 3}
+        if len(found) > 1 and len(last) == 1:  # several streams of one width
+            return last.pop()
+        stream = self.by_shape(output)
+        return stream.reading(found[stream.place]).shape[-1]
+
+    def widths(self) -> set[int]:
+        """Numbers of features that the tokens may have."""
+        return {self.width} if self.width else _layer_widths(self.block)
+
+    def _known(self, found: dict[Place, torch.Tensor]) -> Stream | None:
+        return next((stream for stream in self.streams if stream.fits(found)), None)
+
+    def _grid_axes(self, tensor: torch.Tensor) -> tuple[int, ...]:
+        last = tensor.ndim - 1
+        width = [axis for axis in (1, last) if tensor.shape[axis] in self.widths()]
+        if len(width) != 1:
             raise invalid(
                 "Features on a grid must have the width on one axis, the second or the last",
-                f"{self.where}: {shapes(tokens)}, width {self.width or 'unknown'}",
+                f"{self.where}: {shapes(tensor)}, width {self.width or 'unknown'}",
                 "Pass width=, and select=, a function from the block's output to its tokens.",
             )
-        if axes == [1]:
-            return tokens.flatten(2).transpose(1, 2)
-        return tokens.flatten(1, -2)
+        return (0, *(axis for axis in range(1, last + 1) if axis != width[0]), width[0])
+
+    def _no_tokens(self, output: Output) -> ValueError:
+        return invalid(
+            "A tapped block must give tokens [B, N, D], or features [B, D, H, W] or "
+            "[B, D, T, H, W]",
+            f"{self.where}: {shapes(output)}",
+            "Pass select=, a function from the block's output to its tokens.",
+        )
 
 
 def is_features(part: Output) -> bool:
@@ -126,31 +172,24 @@ def is_features(part: Output) -> bool:
     return isinstance(part, torch.Tensor) and part.is_floating_point() and 3 <= part.ndim <= 5
 
 
+def features_in(value: Any) -> Iterator[tuple[Place, torch.Tensor]]:
+    """What may be tokens in a nest of dicts, lists and tuples, each with its place."""
+    for place, tensor in tensors_by_place(value):
+        if is_features(tensor):
+            yield place, tensor
+
+
+def most_tokens(x0: torch.Tensor) -> int:
+    """The most tokens that a sample can have: one for each of its positions."""
+    sizes = x0.shape[1:]
+    return math.prod(sizes) // min(sizes) if len(sizes) > 1 else math.prod(sizes)
+
+
 def _layer_widths(block: nn.Module) -> set[int]:
     """Numbers of features that the block's layers give."""
     linear = {m.out_features for m in block.modules() if isinstance(m, nn.Linear)}
     convolutions = [m for m in block.modules() if isinstance(m, nn.modules.conv._ConvNd)]
     return linear | {m.out_channels for m in convolutions}
-
-
-def _like_the_sample(
-    streams: list[torch.Tensor], block: nn.Module, found: BlockOutput
-) -> list[torch.Tensor]:
-    """The streams that have the shape of the sample's tokens among a block's arguments.
-
-    All of them, where the block did not take them in.
-    """
-    try:
-        bound = inspect.signature(block.forward).bind(*found.args, **found.kwargs)
-    except TypeError:
-        return streams
-    given = bound.arguments
-    names = ("hidden_states", "x", "img", "image", "latents")
-    sample = next((given[name] for name in names if is_features(given.get(name))), None)
-    taken = [value.shape for value in given.values() if isinstance(value, torch.Tensor)]
-    if sample is None or any(stream.shape not in taken for stream in streams):
-        return streams
-    return [stream for stream in streams if stream.shape == sample.shape]
 
 
 def shapes(output: Output) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from selfalign import SRALoss, paths
 from selfalign.adapters.torch import SelfAlignment
 from selfalign.adapters.torch.blocks import block_lists, find_blocks, read_width
-from selfalign.adapters.torch.tokens import BlockOutput, TokenReader
+from selfalign.adapters.torch.tokens import Output
 from selfalign.adapting import invalid, load_keras
 
 from .output import Report
@@ -164,8 +164,7 @@ def _take_gradient(align: SelfAlignment, blocks: list[str], batch: Batch, report
         batch.run(align.model)
     term = align(batch.x0, batch.noise, batch.t)
     term.backward()
-    reader = TokenReader(align.model, align.taps[0], None, report["width"])
-    tokens = reader(outputs[0], batch.x0, batch.kwargs)
+    tokens = align._term.parts[0].student(outputs[0])
     report |= {"tokens": list(tokens.shape), "term": term.item()}
     trained = {}
     reached = []
@@ -187,15 +186,15 @@ def _take_gradient(align: SelfAlignment, blocks: list[str], batch: Batch, report
 
 
 @contextlib.contextmanager
-def _student_outputs(align: SelfAlignment) -> Iterator[list[BlockOutput]]:
+def _student_outputs(align: SelfAlignment) -> Iterator[list[Output]]:
     """What the student's block returns in the forwards inside."""
-    outputs: list[BlockOutput] = []
+    outputs: list[Output] = []
 
-    def note(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        outputs.append(BlockOutput.of(output, args, kwargs))
+    def note(module: nn.Module, args: Any, output: Output) -> None:
+        outputs.append(output)
 
     block = align.model.get_submodule(align.taps[0])
-    handle = block.register_forward_hook(note, with_kwargs=True)
+    handle = block.register_forward_hook(note)
     try:
         yield outputs
     finally:

@@ -122,7 +122,7 @@ def test_another_batch_where_nothing_is_compared(model, loss, batch):
             ValueError,
             r"t must lie in \[0, 1\]. Received: values from 0.1 to 1.5",
         ),
-        (0.5, ValueError, r"one time per sample, shape \[B\]. Received: shape \(\)"),
+        (0.5, ValueError, r"one time per sample, shape \[B\] = \(4,\). Received: shape \(\)"),
         (
             torch.rand(3),
             ValueError,
@@ -131,7 +131,7 @@ def test_another_batch_where_nothing_is_compared(model, loss, batch):
         (
             torch.rand(4, 1),
             ValueError,
-            r"one time per sample, shape \[B\]. Received: shape \(4, 1\)",
+            r"one time per sample, shape \[B\] = \(4,\). Received: shape \(4, 1\)",
         ),
         (
             torch.tensor([1, 2, 3, 4]),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dit_models import flops
+from dit_models import flops, take_first_step
 
 import selfalign
 from selfalign.adapters.torch import SelfAlignment
@@ -42,11 +42,14 @@ def test_its_blocks_are_those_of_the_paper(size, width, depth, prefix, whole):
 
 def test_the_teacher_runs_exactly_the_blocks_up_to_its_layer():
     model = SiT(8, 1, 10, patch=2, width=32, depth=6, heads=4)
+    for p in model.parameters():  # gates at zero hide the condition, and the law looks on
+        torch.nn.init.normal_(p, std=0.1)
     align = SelfAlignment(model, selfalign.SRALoss(student_layer=2, teacher_layer=4))
     x0 = torch.randn(4, 1, 8, 8)
     noise = torch.randn_like(x0)
     t = torch.rand(4)
     y = torch.randint(0, 10, (4,))
+    take_first_step(align, (x0, noise, t, y))
     whole = flops(lambda: model(align.path.add_noise(x0, noise, t), t, y))
     counted = flops(lambda: align(x0, noise, t, y))
     tokens = torch.zeros(4, 16, 32)

@@ -93,7 +93,10 @@ def test_models_whose_dropping_cannot_be_replayed_are_refused(kind, loss, batch)
     model = kind()
     align = SelfAlignment(model, loss)
     model(*seen(batch))
-    message = r"must see the same condition. Received: \w+ draws random numbers.*checks=\"off\""
+    message = (
+        r"must repeat the student's forward, on weights of its own. Received: \w+, as the "
+        r"teacher, gave other tokens where the model draws random numbers.*checks=\"off\""
+    )
     with pytest.raises(ValueError, match=message):
         align(*batch)
 
@@ -113,7 +116,7 @@ def test_a_refusal_leaves_the_random_streams_alone(loss, batch):
     python = random.getstate()
     arrays = numpy.random.get_state()[1].copy()
     stream = torch.get_rng_state()
-    with pytest.raises(ValueError, match="must see the same condition"):
+    with pytest.raises(ValueError, match="must repeat the student's forward"):
         align(*batch, u=torch.zeros(4))
     assert random.getstate() == python
     assert numpy.array_equal(numpy.random.get_state()[1], arrays)

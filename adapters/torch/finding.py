@@ -1,0 +1,167 @@
+"""Where the sample's tokens are in what the tapped blocks of this model return."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from .arguments import Batch
+from .blocks import block_lists
+from .parts import Part
+from .probing import Probe, Unlike, check_order, find_streams, not_found, passed_over, same_order
+from .ragged import Following, lengths_like, shortened
+from .reading import Place, Runs
+from .replaying import Outputs, TeacherCall, run_until
+from .sharding import is_sharded
+from .stopping import evaluating
+from .student import Recorder, StudentPass, random_streams_kept
+from .tokens import Stream, TokenReader
+
+Run = Callable[[list[str], torch.Tensor], Outputs]  # paths of blocks, a sample -> their outputs
+
+
+class Finder:
+    """Runs the probe at the first step, and again where a block returns other shapes.
+
+    The teacher runs, or, where no objective has one, the model itself in evaluation mode. A sharded
+    model cannot run once more between its forward and its backward: shapes decide there.
+
+    Args:
+        model: the student.
+        blocks: paths of the modules in which tokens may mix.
+        parts: whose readers learn.
+        recorder: of the student's forwards.
+        call: the teacher's calls, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: list[str],
+        parts: list[Part],
+        recorder: Recorder,
+        call: TeacherCall | None,
+    ) -> None:
+        self.model = model
+        self.blocks = blocks
+        self.parts = parts
+        self.recorder = recorder
+        self.call = call
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, seen: StudentPass) -> None:
+        """Tell all readers where the sample's tokens are.
+
+        Raises:
+            ValueError: that cannot be told, or student and target have them in different orders.
+        """
+        found = self._runner(batch, seen)
+        if found is None:
+            for part in self.parts:
+                part.student.learn(part.student.by_shape(seen.outputs[part.student.where]))
+            return
+        x, run = found
+        readers = [reader for part in self.parts for reader in part.readers()]
+        probe = self._probe(x, run, readers)
+        try:
+            streams = find_streams(probe, batch.x0)
+        except Unlike as error:
+            raise error.with_fix(self._lists_of_the_sample(x, run)) from None
+        for reader, stream in zip(probe.readers, streams, strict=True):
+            reader.learn(self._followed(batch, seen, probe, reader, stream))
+        for part in self.parts:
+            if part.target in probe.readers:
+                others = functools.partial(self._alike, x, run, part.student, part.target)
+                check_order(probe, part.student, part.target, others)
+
+    def _followed(
+        self, batch: Batch, seen: StudentPass, probe: Probe, reader: TokenReader, stream: Stream
+    ) -> Stream:
+        """The stream, and which text it follows: a mask or lengths in the call say so.
+
+        In a batch whose texts are equally long this is tried out: with a shorter one, the tokens
+        are elsewhere.
+        """
+        places = stream.reading.places
+        if isinstance(places, slice) and places.start > 0:
+            starts = torch.full((len(batch.x0),), places.start)
+        elif isinstance(places, Runs):
+            starts = places.starts
+        else:
+            return stream
+        known = lengths_like(seen.call, starts)
+        if isinstance(places, slice):
+            known = [place for place in known if self._moves(batch, seen, reader, stream, place)]
+            count = places.stop - places.start
+        elif not known:
+            reason = "the sample's tokens are at other places from sample to sample"
+            raise not_found(reader, probe.outputs[reader.where], reason)
+        else:
+            count = places.size
+        if not known:
+            return stream
+        return stream._replace(following=Following(stream.reading, known[0], count))
+
+    def _moves(
+        self, batch: Batch, seen: StudentPass, reader: TokenReader, stream: Stream, place: Place
+    ) -> bool:
+        """Whether the sample's tokens are elsewhere where the text at `place` is shorter."""
+        shorter = seen.called_with(shortened(seen.call, place))
+        found = self._runner(batch, shorter)
+        if found is None:
+            return False
+        probe = self._probe(*found, [reader])
+        return isinstance(probe.stream(reader).reading.places, Runs)
+
+    def _runner(self, batch: Batch, seen: StudentPass) -> tuple[torch.Tensor, Run] | None:
+        """The sample as the model sees it, and a forward; None where it cannot run once more."""
+        if self.call is not None:
+            return self.call.on_samples(batch, seen)
+        places = seen.call.places()
+        alike = [p for p, v in places.items() if getattr(v, "shape", None) == batch.x0.shape]
+        if len(alike) != 1 or is_sharded(self.model):
+            return None
+
+        def run(paths: list[str], sample: torch.Tensor) -> Outputs:
+            taps = {path: self.model.get_submodule(path) for path in paths}
+            args, kwargs = seen.call.replaced({alike[0]: sample})
+            with evaluating(self.model), self.recorder.silent():
+                return run_until(taps, functools.partial(self.model, *args, **kwargs))
+
+        return places[alike[0]], run
+
+    def _probe(self, x: torch.Tensor, run: Run, readers: Iterable[TokenReader]) -> Probe:
+        readers = list(readers)
+        module = self.model if self.call is None else self.call.teacher
+        paths = list(dict.fromkeys(reader.where for reader in readers))
+        blocks = [module.get_submodule(path) for path in self.blocks]
+
+        def passing(sample: torch.Tensor) -> Outputs:
+            with passed_over(blocks), random_streams_kept():
+                return run(paths, sample)
+
+        return Probe(passing, x, readers)
+
+    def _readers(self, paths: Iterable[str]) -> list[TokenReader]:
+        return [TokenReader(self.model, path, None, None) for path in paths]
+
+    def _lists_of_the_sample(self, x: torch.Tensor, run: Run) -> list[str]:
+        """Paths of the block lists whose blocks have the sample's tokens."""
+        last: dict[str, str] = {}
+        for path, blocks in block_lists(self.model).items():
+            last[f"{path}.{next(reversed(blocks._modules))}"] = path
+        probe = self._probe(x, run, self._readers(last))
+        return [last[reader.where] for reader in probe.readers if probe.has_sample(reader)]
+
+    def _alike(
+        self, x: torch.Tensor, run: Run, student: TokenReader, target: TokenReader
+    ) -> list[str]:
+        """Paths of blocks whose tokens lie as the student's do, the nearest to the target first."""
+        others = [path for path in self.blocks if path != student.where]
+        probe = self._probe(x, run, [student, *self._readers(others)])
+        found = same_order(probe, student)
+        at = self.blocks.index(target.where)
+        return sorted(found, key=lambda path: abs(self.blocks.index(path) - at))

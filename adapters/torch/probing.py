@@ -1,0 +1,272 @@
+"""Which tokens are the sample's: found once, by changing the sample.
+
+Attention mixes all tokens, so after one block everything depends on the sample. Therefore the
+blocks are passed over meanwhile: each gives back what it was given. A token then depends on its own
+part of the sample alone. Text, time, class and padding tokens do not depend on it at all.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from selfalign.adapting import invalid
+
+from .arguments import tensors_by_place
+from .reading import Changes, Place, Undecided, clear_peaks, find_reading
+from .tokens import (
+    Output,
+    Stream,
+    TokenReader,
+    features_in,
+    is_features,
+    most_tokens,
+    shapes,
+)
+
+Run = Callable[[torch.Tensor], Mapping[str, Output]]  # a sample -> what the tapped blocks return
+Difference = dict[Place, torch.Tensor]
+
+_SPOTS = 2  # runs in which one number of each sample is another
+
+
+class Probe:
+    """What changes at the tapped blocks when the sample changes.
+
+    Args:
+        run: a forward with its blocks passed over.
+        x: a batch of samples as the model sees them.
+        readers: of the tapped blocks.
+    """
+
+    def __init__(self, run: Run, x: torch.Tensor, readers: Iterable[TokenReader]) -> None:
+        self.batch = len(x)
+        self.grid = tuple(x.shape[2:])
+        self.outputs = run(x)
+        self.readers = [reader for reader in readers if reader.where in self.outputs]
+        first = x.clone()
+        another = _another(x)
+        first[0] = another[0]
+        runs = [self._differences(run(sample)) for sample in (first, another)]
+        spots = [self._differences(run(sample)) for sample in _spotted(x)]
+        self.changes: dict[str, dict[Place, Changes]] = {}
+        for reader in self.readers:
+            where = reader.where
+            self.changes[where] = {
+                place: Changes(runs[0][where][place], change, [s[where][place] for s in spots])
+                for place, change in runs[1][where].items()
+                if change.any()
+            }
+
+    def _differences(self, outputs: Mapping[str, Output]) -> dict[str, Difference]:
+        """How much each tensor differs from what it was, by block."""
+        found = {}
+        for reader in self.readers:
+            before = reader.features(self.outputs[reader.where])
+            after = reader.features(outputs[reader.where])
+            found[reader.where] = {
+                place: (after[place].float() - tensor.float()).abs().nan_to_num(0.0, 0.0)
+                for place, tensor in before.items()
+                if place in after and after[place].shape == tensor.shape
+            }
+        return found
+
+    def stream(self, reader: TokenReader) -> Stream:
+        """Where this block's output has the sample's tokens.
+
+        Raises:
+            Undecided: nowhere, or that cannot be told.
+        """
+        changes = self.changes[reader.where]
+        if len(changes) != 1:
+            raise Undecided(f"{len(changes)} parts of it depend on the sample")
+        ((place, change),) = changes.items()
+        reading = find_reading(change, self.batch, reader.widths(), self.grid)
+        tensor = reader.features(self.outputs[reader.where])[place]
+        return Stream(place, reading, tensor.shape)
+
+    def has_sample(self, reader: TokenReader) -> bool:
+        """Whether this block's output has the sample's tokens."""
+        try:
+            self.stream(reader)
+        except Undecided:
+            return False
+        return True
+
+    def peaks(self, reader: TokenReader) -> list[int | None]:
+        """At which token each spot shows most."""
+        stream = self.stream(reader)
+        return clear_peaks(stream.reading, self.changes[reader.where][stream.place].spots)
+
+
+def _another(x: torch.Tensor) -> torch.Tensor:
+    """Other samples of the same scale."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(x.shape, generator=generator).to(x)
+    return x.float().std(unbiased=False).clamp(min=1e-3).to(x) * noise
+
+
+def _spotted(x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The samples with another number at one place of each."""
+    generator = torch.Generator().manual_seed(1)
+    flat = x.flatten(1)
+    for _ in range(_SPOTS):
+        places = torch.randint(flat.shape[1], (len(x), 1), generator=generator).to(x.device)
+        change = 5 * x.float().std(unbiased=False).clamp(min=1e-3).to(x)
+        yield flat.scatter_add(1, places, change.expand(len(x), 1)).view(x.shape)
+
+
+@contextmanager
+def passed_over(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Meanwhile, each block gives back what it was given, as far as it returns its like."""
+    handles = []
+    for block in blocks:
+        if not any(True for _ in block.parameters()):
+            continue  # it mixes nothing, but may arrange tokens anew
+        handles.append(block.register_forward_hook(_give_back, prepend=True, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _give_back(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Output) -> Output:
+    given = [tensor for _, tensor in features_in([args, kwargs])]
+    return _replaced(output, given)
+
+
+def _replaced(output: Output, given: list[torch.Tensor]) -> Output:
+    """The output with the like among `given` in the place of each tensor.
+
+    Of several like it, the nearest: a block adds to what it is given.
+    """
+    if type(output) in (tuple, list):
+        return type(output)(_replaced(part, given) for part in output)
+    alike = [tensor for tensor in given if tensor.shape == getattr(output, "shape", None)]
+    if not is_features(output) or not alike:
+        return output
+    return max(alike, key=functools.partial(_nearness, output)).to(output.dtype)
+
+
+def _nearness(output: torch.Tensor, given: torch.Tensor) -> float:
+    pair = (output.detach().flatten().float(), given.detach().flatten().float())
+    return float(torch.cosine_similarity(*pair, dim=0))
+
+
+class Unlike(ValueError):
+    """None of the tokens depends on the sample."""
+
+    def with_fix(self, lists: list[str]) -> ValueError:
+        """The error, with the lists of blocks that would do."""
+        named = " or ".join(f"blocks={path!r}" for path in lists)
+        where = self.args[0]
+        return invalid(
+            "The tokens that are aligned must be the sample's",
+            f"{where}, whose tokens do not depend on the sample",
+            f"Pass {named or 'taps=, paths of two modules that the sample runs through'}.",
+        )
+
+
+def find_streams(probe: Probe, x0: torch.Tensor) -> list[Stream]:
+    """Where the sample's tokens are, for every reader of a probe.
+
+    Raises:
+        Unlike: none of a block's tokens depends on the sample.
+        ValueError: where its tokens are cannot be told.
+    """
+    found = []
+    for reader in probe.readers:
+        output = probe.outputs[reader.where]
+        if not reader.features(output):
+            raise not_found(reader, output, "no part of it is [B, N, D]")
+        if not probe.changes[reader.where]:
+            raise Unlike(reader.where)
+        try:
+            stream = probe.stream(reader)
+        except Undecided as reason:
+            raise not_found(reader, output, str(reason)) from None
+        _check_count(reader, output, stream, x0)
+        found.append(stream)
+    return found
+
+
+def _check_count(reader: TokenReader, output: Output, stream: Stream, x0: torch.Tensor) -> None:
+    """Of the sample, a model makes one token a position at most, and `select` keeps no others."""
+    tensor = reader.features(output)[stream.place]
+    tokens = stream.reading(tensor).shape[1]
+    if tokens > most_tokens(x0):
+        raise not_found(
+            reader, output, f"{tokens} tokens depend on a sample of {most_tokens(x0)} positions"
+        )
+    if reader.select is not None and stream.reading.places is not None:
+        of = stream.reading.all_tokens(tensor).shape[1]
+        raise invalid(
+            "select= must take the sample's tokens only",
+            f"{reader.where}: {of} tokens, of which {tokens} depend on the sample",
+            "Leave select= out: they are found, or keep these: "
+            f"{_spelled(stream.reading.places)} of the tokens that it takes.",
+        )
+
+
+def _spelled(places: Any) -> str:
+    """Places of tokens as they are written in Python."""
+    if isinstance(places, slice):
+        return f"[:, {places.start}:{places.stop}]"
+    return f"[:, {places.tolist()}]"
+
+
+def check_order(
+    probe: Probe, student: TokenReader, target: TokenReader, others: Callable[[], list[str]]
+) -> None:
+    """Student and target must have their tokens in one order: each spot shows at one of them.
+
+    Args:
+        probe: of both.
+        student, target: the sides.
+        others: gives paths of blocks that have the student's order.
+
+    Raises:
+        ValueError: a spot shows at another token.
+    """
+    mine, theirs = (probe.peaks(reader) for reader in (student, target))
+    for here, there in zip(mine, theirs, strict=True):
+        if here is not None and there is not None and here != there:
+            example = (student.where, *others()[:1])
+            raise invalid(
+                "Student and target must have the sample's tokens in one order",
+                f"token {here} of {student.where}, which is token {there} of {target.where}",
+                f"Tap two blocks alike, such as taps={example}, in place of blocks= or layers.",
+            )
+
+
+def same_order(probe: Probe, student: TokenReader) -> list[str]:
+    """Paths of the other blocks whose tokens lie as the student's do."""
+    mine = probe.peaks(student)
+    readers = [reader for reader in probe.readers if reader is not student]
+    return [r.where for r in readers if probe.has_sample(r) and probe.peaks(r) == mine]
+
+
+def not_found(reader: TokenReader, output: Output, reason: str) -> ValueError:
+    """The error where the sample's tokens cannot be told."""
+    return invalid(
+        "The tokens that are aligned must be the sample's",
+        f"{reader.where}: {shapes(output)}; {reason}",
+        "Pass select=, a function from the block's output to the sample's tokens [B, N, D], such "
+        f"as select={_example(output)}.",
+    )
+
+
+def _example(output: Output) -> str:
+    """A function that takes the largest part of an output; of [N, D] it makes [1, N, D]."""
+    found = dict(tensors_by_place(output))
+    largest = max(found, key=lambda place: found[place].numel(), default=())
+    lacks_batch = largest in found and found[largest].ndim == 2
+    return (
+        f"lambda output: output{''.join(f'[{key!r}]' for key in largest)}{'[None]' * lacks_batch}"
+    )

@@ -1,0 +1,207 @@
+"""Running a model once more: in another mode, on other weights, and leaving it as it was."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from .average import plain_names
+from .buffers import buffers_kept
+from .sharding import local
+from .student import Autocast, random_streams_kept
+
+_DROPOUTS = {
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
+    *(F.alpha_dropout, F.feature_alpha_dropout, torch.dropout, torch.alpha_dropout),
+}
+# in training mode these are noisy features, and nothing else
+_NOISY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.MultiheadAttention)
+_CONSTANT = 0.02  # weights so small keep a forward finite
+
+
+class WithoutDropout(TorchFunctionMode):
+    """Meanwhile, dropout of features does nothing.
+
+    Attributes:
+        found: whether there was any.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _DROPOUTS:
+            self.found = True
+            return args[0] if args else kwargs["input"]
+        if func is F.scaled_dot_product_attention and kwargs.get("dropout_p"):
+            self.found = True
+            kwargs["dropout_p"] = 0.0
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def as_in_training(model: nn.Module, idle: set[nn.Module]) -> Iterator[WithoutDropout]:
+    """Training mode, but without what makes features noisy: dropout, batch norm, `idle` leaves."""
+    modes = {module: module.training for module in model.modules()}
+    dropout = WithoutDropout()
+    for module in modes:
+        noisy = isinstance(module, _NOISY) or module in idle
+        dropout.found |= noisy and _has_effect(module)
+        module.training = not noisy
+    try:
+        with dropout:
+            yield dropout
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _has_effect(module: nn.Module) -> bool:
+    """Whether training mode changes anything in a noisy module."""
+    chance = getattr(module, "p", getattr(module, "dropout", 1.0))
+    return not isinstance(module, nn.Identity) and chance != 0.0
+
+
+def idle_leaves(model: nn.Module, run: Callable[[], Any]) -> set[nn.Module]:
+    """The leaves without weights that give back their input in evaluation mode.
+
+    Stochastic depth is such a module.
+    """
+    idle: set[nn.Module] = set()
+
+    def compare(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if args and output is args[0]:
+            idle.add(module)
+
+    handles = []
+    for module in model.modules():
+        if not module._modules and not module._parameters:
+            handles.append(module.register_forward_hook(compare))
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return idle
+
+
+# What a run changes
+
+
+def autocast_as(device: torch.device, autocast: Autocast) -> AbstractContextManager[Any]:
+    """Meanwhile, autocast is as it was recorded."""
+    enabled, dtype = autocast
+    return torch.autocast(device.type, dtype=dtype, enabled=enabled)
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """Meanwhile, what is compiled runs as it was written, where torch can do so."""
+    set_stance = getattr(torch.compiler, "set_stance", None)
+    return nullcontext() if set_stance is None else set_stance("force_eager")
+
+
+@contextmanager
+def kept_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put random streams, buffers and the model's own generators back afterwards."""
+    generators = [(generator, _state_of(generator)) for generator in own_generators(model)]
+    try:
+        with random_streams_kept(), buffers_kept(model):
+            yield
+    finally:
+        for generator, state in generators:
+            _set_state(generator, state)
+
+
+def own_generators(model: nn.Module) -> list[Any]:
+    """The generators of random numbers that the model's modules hold."""
+    kinds = (torch.Generator, random.Random, numpy.random.Generator, numpy.random.RandomState)
+    held = (value for module in model.modules() for value in vars(module).values())
+    return [value for value in held if isinstance(value, kinds)]
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, numpy.random.Generator):
+        return generator.bit_generator.state
+    get = getattr(generator, "getstate", None) or generator.get_state
+    return get()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, numpy.random.Generator):
+        generator.bit_generator.state = state
+        return
+    put = getattr(generator, "setstate", None) or generator.set_state
+    put(state)
+
+
+# Other weights
+
+
+def with_weights_of(student: nn.Module, teacher: nn.Module) -> AbstractContextManager[None]:
+    """Meanwhile, the teacher has the student's weights and buffers."""
+    theirs = plain_names(_tensors(student))
+    mine = plain_names(_tensors(teacher))
+    pairs = [(mine[name], theirs[name]) for name in mine if name in theirs]
+    return _replaced([(to, of) for to, of in pairs if to is not of and to.shape == of.shape])
+
+
+def with_constants(weights: Iterable[torch.Tensor]) -> AbstractContextManager[None]:
+    """Meanwhile, all these weights are one constant."""
+    return _replaced([(p, None) for p in weights if p.is_floating_point() and _is_plain(p)])
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return named | dict(model.named_buffers(remove_duplicate=False))
+
+
+@contextmanager
+def _replaced(pairs: list[tuple[torch.Tensor, torch.Tensor | None]]) -> Iterator[None]:
+    """Meanwhile, tensors have other values, or a constant.
+
+    A tensor is pointed at the other's memory: nothing is copied, and what torch counts of its
+    writes stays. Shards are written to, and put back.
+    """
+    pointed: list[tuple[torch.Tensor, torch.Tensor]] = []
+    written: list[tuple[torch.Tensor, torch.Tensor]] = []
+    try:
+        for tensor, other in pairs:
+            part = local(tensor)
+            value = _value(part, None if other is None else local(other))
+            if part is tensor:
+                pointed.append((tensor, tensor.data))
+                tensor.data = value
+            else:
+                written.append((part.detach(), part.detach().clone()))
+                part.detach().copy_(value)
+        yield
+    finally:
+        for tensor, data in pointed:
+            tensor.data = data
+        for part, before in written:
+            part.copy_(before)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has plain numbers in memory; quantised ones have not."""
+    plain = type(tensor.data) is torch.Tensor or hasattr(tensor, "to_local")
+    return plain and not tensor.is_meta
+
+
+def _value(tensor: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
+    if other is not None:
+        return other.detach().to(tensor.device)
+    constant = torch.tensor(_CONSTANT, device=tensor.device).to(tensor.dtype)
+    return constant.expand(tensor.shape)
