@@ -23,7 +23,7 @@ def main() -> None:
             try:
                 f = find(entry)
                 print(f"{f.name:40s} {f.outcome[:400]} | {f.options} {f.tokens}/{entry.tokens} {f.student:.1e} {f.teacher:.1e} {f.blocks}", flush=True)
-                if f.message: print("      MSG", f.message[:600])
+                for m in f.messages: print("      MSG", m[:250], "...", m[-300:])
             except Exception as e:
                 import traceback
                 tb = traceback.extract_tb(e.__traceback__)[-1]

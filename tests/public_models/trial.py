@@ -19,8 +19,8 @@ from torch import nn
 import selfalign
 from selfalign.adapters.torch import SelfAlignment
 
-SIZE = 3  # of the batch
 STEPS = 3
+MESSAGES = 3  # that are followed at most
 DECAY = 0.5
 CLOSE = 1e-4  # of the tokens' standard deviation
 OPTIONS = ("select", "blocks", "taps", "width", "call")
@@ -36,7 +36,7 @@ class Found(NamedTuple):
         blocks: paths of the tapped blocks.
         tokens: of a sample: those that were aligned.
         student, teacher: largest difference from the tokens taken by hand, in standard deviations.
-        message: the error's text, or the reason of a refusal.
+        messages: the errors that were followed.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Found(NamedTuple):
     tokens: int
     student: float
     teacher: float
-    message: str = ""
+    messages: list[str]
 
 
 class Differs(Exception):
@@ -106,10 +106,10 @@ class Run:
         """One step of training, compared."""
         entry = self.entry
         torch.manual_seed(100 + number)
-        x0, condition = entry.batch(SIZE)
+        x0, condition = entry.batch(entry.size)
         noise = torch.randn_like(x0)
-        t = entry.noise.draw(SIZE)
-        u = 0.5 + 0.5 * torch.rand(SIZE)
+        t = entry.noise.draw(entry.size)
+        u = 0.5 + 0.5 * torch.rand(entry.size)
         x_t = entry.noise.noised(x0, noise, t)
         with captured(self.model, entry.taps[0]) as outputs, self.labels_kept():
             prediction = entry.run(self.model, x_t, t, condition)
@@ -123,7 +123,7 @@ class Run:
         projected, given = self.pairs.last
         with torch.no_grad():
             expected = align.projector(own)
-        self.tokens = given.shape[0] * given.shape[1] // SIZE
+        self.tokens = given.shape[0] * given.shape[1] // entry.size
         self.student = max(self.student, difference(projected, expected, "student"))
         self.teacher = max(self.teacher, difference(given, target, "teacher"))
         if number:  # before, zero-initialised gates may hide what a block is told
@@ -326,28 +326,32 @@ def attempt(entry: Entry, **options: Any) -> tuple[Run, Exception | None]:
 
 
 def find(entry: Entry) -> Found:
-    """What comes out for one model."""
+    """What comes out for one model: attached as it is, and again as its messages say."""
+    options: dict[str, Any] = {}
+    readable: dict[str, str] = {}
+    messages: list[str] = []
     run, error = attempt(entry)
-    options: dict[str, str] = {}
-    message = ""
-    if is_ours(error) and not entry.refused:
-        message = str(error)
-        width = entry.pick(*output_of(entry)).shape[-1]
-        given, options = follow(message, entry, width)
-        if not given:
-            return result(run, f"no way out: {message}", {}, message)
-        run, error = attempt(entry, **given)
+    while is_ours(error) and not entry.refused and len(messages) < MESSAGES:
+        messages.append(str(error))
+        given, texts = follow(str(error), entry, own_width(entry))
+        if not given or given.keys() <= options.keys():
+            return result(run, "NO WAY OUT", readable, messages)
+        options |= given
+        readable |= texts
+        run, error = attempt(entry, **options)
+    return result(run, outcome_of(entry, error, len(messages)), readable, messages)
+
+
+def outcome_of(entry: Entry, error: Exception | None, messages: int) -> str:
+    """In words; in capitals, what must not be."""
+    if entry.refused:
+        return "refused" if is_ours(error) else f"NOT REFUSED: {error}"
     if error is None:
-        outcome = "after one message" if options else "at once"
-        if entry.refused:
-            outcome = "accepted, though it was to be refused"
-        return result(run, outcome, options, message)
+        return ("at once", "after one message", "AFTER TWO MESSAGES", "AFTER THREE")[messages]
     if is_ours(error):
-        if entry.refused:
-            return result(run, "refused", options, entry.refused)
-        return result(run, f"second message: {error}", options, message)
+        return f"ANOTHER MESSAGE: {error}"
     kind = "WRONG" if isinstance(error, Differs) else f"RAW {type(error).__name__}"
-    return result(run, f"{kind}: {error}", options, message)
+    return f"{kind}: {error}"
 
 
 def is_ours(error: Exception | None) -> bool:
@@ -355,17 +359,17 @@ def is_ours(error: Exception | None) -> bool:
     return isinstance(error, (ValueError, TypeError)) and "Received:" in str(error)
 
 
-def output_of(entry: Entry) -> tuple[Any, dict[str, Any]]:
-    """What the student's block returns, and the condition."""
+def own_width(entry: Entry) -> int:
+    """The width of the student's tokens."""
     torch.manual_seed(0)
     model = entry.build().train()
-    x0, condition = entry.batch(SIZE)
+    x0, condition = entry.batch(entry.size)
     with torch.no_grad(), captured(model, entry.taps[0]) as outputs:
-        entry.run(model, x0, entry.noise.draw(SIZE), condition)
-    return outputs[0], condition
+        entry.run(model, x0, entry.noise.draw(entry.size), condition)
+    return entry.pick(outputs[0], condition).shape[-1]
 
 
-def result(run: Run, outcome: str, options: dict[str, str], message: str) -> Found:
+def result(run: Run, outcome: str, options: dict[str, str], messages: list[str]) -> Found:
     return Found(
         run.entry.name,
         outcome,
@@ -374,5 +378,5 @@ def result(run: Run, outcome: str, options: dict[str, str], message: str) -> Fou
         run.tokens,
         run.student,
         run.teacher,
-        message,
+        messages,
     )

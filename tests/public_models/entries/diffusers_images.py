@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers_models import _build
 from entry import Condition
 from telling import TEXT, WIDTH, Entries, begin, ids, last, part, part_or, text, told
 from torch import nn
@@ -111,23 +112,37 @@ def masked(size: int) -> Condition:
     return text(size, encoder_attention_mask=torch.ones(size, TEXT, dtype=torch.bool))
 
 
+HUNYUAN = {
+    **HEADS,
+    **CHANNELS,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "num_refiner_layers": 1,
+    "text_embed_dim": WIDTH,
+    "rope_axes_dim": (8, 8),
+}
 ENTRIES.add(
-    "HunyuanImageTransformer2DModel",
-    (4, 4, 6),
-    masked,
-    24,
-    TWO,
-    {
-        **HEADS,
-        **CHANNELS,
-        "num_layers": 2,
-        "num_single_layers": 2,
-        "num_refiner_layers": 1,
-        "text_embed_dim": WIDTH,
-        "rope_axes_dim": (8, 8),
-    },
-    part(0),
-    "thousand",
+    "HunyuanImageTransformer2DModel", (4, 4, 6), masked, 24, TWO, HUNYUAN, part(0), "thousand"
+)
+
+
+def mean_flow(model: nn.Module, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> Any:
+    rest = dict(condition)
+    r = t * rest.pop("fraction")
+    return model(x, 1000 * t, timestep_r=1000 * r, return_dict=False, **rest)
+
+
+# The step's start is told beside the time: it moves with it
+ENTRIES.append(
+    ENTRIES[-1]._replace(
+        name="HunyuanImageTransformer2DModel, mean flow",
+        build=lambda: _build("HunyuanImageTransformer2DModel", HUNYUAN | {"use_meanflow": True}),
+        batch=lambda size: (
+            torch.randn(size, 4, 4, 6),
+            masked(size) | {"fraction": torch.rand(size)},
+        ),
+        run=mean_flow,
+    )
 )
 
 
@@ -184,33 +199,57 @@ ENTRIES.add(
         "num_single_layers": 2,
         "caption_channels": [WIDTH, WIDTH],
         "text_emb_dim": 12,
-        "axes_dims_rope": (8, 8),
+        "axes_dims_rope": (4, 6, 6),
         "max_resolution": (8, 8),
+        "num_routed_experts": 2,
+        "num_activated_experts": 1,
         "llama_layers": [0, 1, 2, 3],
     },
     part_or(0, begin(16)),
     run=told("thousand", "timesteps"),
 )
+FLUX3 = {
+    **HEADS,
+    "in_channels": 16,
+    "cond_in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "joint_attention_dim": WIDTH,
+    "timestep_channels": 16,
+    "axes_dims_rope": (4, 4, 4, 4),
+}
+
+
+def flux3(size: int) -> Condition:
+    return text(size, img_ids=nn.functional.pad(ids(4, 6), (0, 1)), txt_ids=torch.zeros(TEXT, 4))
+
+
 ENTRIES.add(
     "Flux3Transformer2DModel",
     (24, 16),
-    lambda size: text(
-        size, img_ids=nn.functional.pad(ids(4, 6), (0, 1)), txt_ids=torch.zeros(TEXT, 4)
-    ),
+    flux3,
     24,
     ("mode_blocks.image", "single_transformer_blocks"),
-    {
-        **HEADS,
-        "in_channels": 16,
-        "cond_in_channels": 16,
-        "num_layers": 2,
-        "num_single_layers": 2,
-        "joint_attention_dim": WIDTH,
-        "timestep_channels": 16,
-        "axes_dims_rope": (4, 4, 4, 4),
-    },
+    FLUX3,
     part_or(1, begin(24)),
     answers={"blocks": ["mode_blocks.image", "single_transformer_blocks"]},
+)
+
+
+def flux3_flow(model: nn.Module, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> Any:
+    rest = dict(condition)
+    r = t * rest.pop("fraction")
+    return model(x, timestep=t, target_timestep=r, return_dict=False, **rest)
+
+
+# The step's end is told beside the time: it moves with it
+ENTRIES.append(
+    ENTRIES[-1]._replace(
+        name="Flux3Transformer2DModel, flow map",
+        build=lambda: _build("Flux3Transformer2DModel", FLUX3 | {"flow_map": True}),
+        batch=lambda size: (torch.randn(size, 24, 16), flux3(size) | {"fraction": torch.rand(size)}),
+        run=flux3_flow,
+    )
 )
 JOY = {
     "patch_size": [1, 2, 2],
@@ -466,6 +505,7 @@ ENTRIES.add(
         size,
         encoder_mask=torch.ones(size, TEXT, dtype=torch.bool),
         image_rotary_emb=torch.polar(torch.ones(4, 4, 8), torch.randn(4, 4, 8)),
+        cross_attention_kwargs={},
     ),
     16,
     ("layers",),
