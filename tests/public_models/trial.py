@@ -22,7 +22,8 @@ from selfalign.adapters.torch import SelfAlignment
 STEPS = 3
 MESSAGES = 3  # that are followed at most
 DECAY = 0.5
-CLOSE = 1e-4  # of the tokens' standard deviation
+CLOSE = 2e-5  # of the tokens' standard deviation
+WITHOUT = "without dropping"  # an answer: builds the model so
 OPTIONS = ("select", "blocks", "taps", "width", "call")
 
 
@@ -70,8 +71,10 @@ class Run:
     def __init__(self, entry: Entry) -> None:
         torch.manual_seed(0)
         self.entry = entry
-        self.model = entry.build().train()
-        self.plain = copy.deepcopy(self.model).eval()  # the teacher by hand
+        self.model = entry.build()
+        self.model.train()  # which may return None
+        self.plain = copy.deepcopy(self.model)  # the teacher by hand
+        self.plain.eval()
         self.pairs = Pairs()
         self.student = self.teacher = 0.0
         self.blocks: list[str] = []
@@ -168,7 +171,7 @@ class Run:
         with torch.no_grad():
             for p in (*self.model.parameters(), *align.projector.parameters()):
                 if p.requires_grad and p.is_floating_point():
-                    p.add_(0.05 * torch.randn_like(p))
+                    p.add_(0.1 * torch.randn_like(p))
             align.update()
             for mine, theirs in zip(
                 self.plain.parameters(), self.model.parameters(), strict=True
@@ -281,8 +284,12 @@ def follow(text: str, entry: Entry, width: int) -> tuple[dict[str, Any], dict[st
             return {name: eval(code, {"torch": torch})}, {name: code}
         if name == "width":
             return {name: width}, {name: str(width)}
+        if name == "taps":
+            return {name: entry.taps}, {name: readable(entry.taps)}
         if name == "call":
             return {name: called(entry)}, {name: "the model's own call"}
+    if "own dropping off" in fix and WITHOUT in entry.answers:
+        return {"build": entry.answers[WITHOUT]}, {"the model's": "own dropping off"}
     return {}, {}
 
 
@@ -313,7 +320,8 @@ def called(entry: Entry) -> Callable[..., Any]:
 
 def attempt(entry: Entry, **options: Any) -> tuple[Run, Exception | None]:
     """One attempt, and the error that it ended in."""
-    run = Run(entry)
+    build = options.pop("build", entry.build)
+    run = Run(entry._replace(build=build))
     run.with_call = "call" in options
     try:
         with warnings.catch_warnings():
@@ -331,25 +339,26 @@ def find(entry: Entry) -> Found:
     readable: dict[str, str] = {}
     messages: list[str] = []
     run, error = attempt(entry)
-    while is_ours(error) and not entry.refused and len(messages) < MESSAGES:
-        messages.append(str(error))
+    while is_ours(error) and len(messages) < MESSAGES:
         given, texts = follow(str(error), entry, own_width(entry))
         if not given or given.keys() <= options.keys():
-            return result(run, "NO WAY OUT", readable, messages)
+            break
+        messages.append(str(error))
         options |= given
         readable |= texts
         run, error = attempt(entry, **options)
+    if is_ours(error):
+        outcome = "refused" if entry.refused else "NO WAY OUT"
+        return result(run, outcome, readable, [*messages, str(error)])
     return result(run, outcome_of(entry, error, len(messages)), readable, messages)
 
 
 def outcome_of(entry: Entry, error: Exception | None, messages: int) -> str:
     """In words; in capitals, what must not be."""
     if entry.refused:
-        return "refused" if is_ours(error) else f"NOT REFUSED: {error}"
+        return f"NOT REFUSED: {error}"
     if error is None:
         return ("at once", "after one message", "AFTER TWO MESSAGES", "AFTER THREE")[messages]
-    if is_ours(error):
-        return f"ANOTHER MESSAGE: {error}"
     kind = "WRONG" if isinstance(error, Differs) else f"RAW {type(error).__name__}"
     return f"{kind}: {error}"
 
@@ -362,7 +371,8 @@ def is_ours(error: Exception | None) -> bool:
 def own_width(entry: Entry) -> int:
     """The width of the student's tokens."""
     torch.manual_seed(0)
-    model = entry.build().train()
+    model = entry.build()
+    model.train()
     x0, condition = entry.batch(entry.size)
     with torch.no_grad(), captured(model, entry.taps[0]) as outputs:
         entry.run(model, x0, entry.noise.draw(entry.size), condition)
