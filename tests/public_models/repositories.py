@@ -10,7 +10,7 @@ import tarfile
 import types
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from entry import Repository
 from torch import nn
@@ -71,7 +71,7 @@ def put_on_path(root: Path, repository: Repository) -> None:
 class StandIn(types.ModuleType):
     """A module of which whatever is asked for is an empty class."""
 
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

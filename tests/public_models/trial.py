@@ -116,6 +116,8 @@ class Run:
         x_t = entry.noise.noised(x0, noise, t)
         with captured(self.model, entry.taps[0]) as outputs, self.labels_kept():
             prediction = entry.run(self.model, x_t, t, condition)
+        if number == 0:  # a model may normalise its weights in its forward
+            self.plain.load_state_dict(self.model.state_dict())
         term = align(x0, noise, t, u=u, **self.told(condition))
         own = entry.pick(outputs[0], condition).detach()
 
@@ -173,9 +175,7 @@ class Run:
                 if p.requires_grad and p.is_floating_point():
                     p.add_(0.1 * torch.randn_like(p))
             align.update()
-            for mine, theirs in zip(
-                self.plain.parameters(), self.model.parameters(), strict=True
-            ):
+            for mine, theirs in zip(self.plain.parameters(), self.model.parameters(), strict=True):
                 if theirs.requires_grad:
                     mine.mul_(DECAY).add_(theirs, alpha=1 - DECAY)
             for mine, theirs in zip(self.plain.buffers(), self.model.buffers(), strict=True):

@@ -39,6 +39,7 @@ ENTRIES.add(
         "sliding_window": 8,
     },
     run=twice_told,
+    note="two times, which are equal",
 )
 ENTRIES.add(
     "LongCatAudioDiTTransformer",
@@ -72,6 +73,7 @@ ENTRIES.add(
         "fourier_embedding_dim": 8,
     },
     last(24),
+    note="the time before the sample, in one sequence",
 )
 # Memory tokens stand before the sample's
 ENTRIES.add(
@@ -92,6 +94,7 @@ ENTRIES.add(
         "num_memory_tokens": 5,
     },
     last(20),
+    note="memory tokens before the sample",
 )
 
 
@@ -118,6 +121,7 @@ ENTRIES.add(
     },
     lambda output, condition: output[0],
     run=film,
+    note="features are dropped in the student alone",
 )
 
 
@@ -161,6 +165,7 @@ ENTRIES.add(
     },
     lambda output, condition: output[:, 5:21],
     size=1,
+    note="text, video and audio in one sequence",
 )
 
 # A packed sequence without a batch's axis: text, then video
@@ -205,6 +210,7 @@ ENTRIES.add(
     lambda output, condition: output[1][None],
     run=packed,
     size=1,
+    note="text and video packed, without a batch's axis",
 )
 
 # A protein: places of atoms and latents are noised, each at a time of its own
@@ -242,4 +248,5 @@ ENTRIES.add(
         "tri_mult_c": 8,
     },
     run=protein,
+    note="places and latents, two samples in the call",
 )

@@ -46,6 +46,7 @@ ENTRIES.add(
     },
     part(0),
     "thousand",
+    note="image and text side by side",
 )
 
 
@@ -71,6 +72,7 @@ ENTRIES.add(
     },
     part_or(1, last(24)),
     "thousand",
+    note="two streams, then text before image",
 )
 ENTRIES.add(
     "LongCatImageTransformer2DModel",
@@ -88,6 +90,7 @@ ENTRIES.add(
         "axes_dims_rope": [4, 6, 6],
     },
     part(1),
+    note="text and image side by side",
 )
 ENTRIES.add(
     "OvisImageTransformer2DModel",
@@ -105,6 +108,7 @@ ENTRIES.add(
         "axes_dims_rope": (4, 6, 6),
     },
     part(1),
+    note="text and image side by side",
 )
 
 
@@ -122,7 +126,15 @@ HUNYUAN = {
     "rope_axes_dim": (8, 8),
 }
 ENTRIES.add(
-    "HunyuanImageTransformer2DModel", (4, 4, 6), masked, 24, TWO, HUNYUAN, part(0), "thousand"
+    "HunyuanImageTransformer2DModel",
+    (4, 4, 6),
+    masked,
+    24,
+    TWO,
+    HUNYUAN,
+    part(0),
+    "thousand",
+    note="image and text side by side",
 )
 
 
@@ -174,6 +186,7 @@ ENTRIES.add(
     },
     part(0),
     "thousand",
+    note="image and text side by side",
 )
 
 
@@ -207,6 +220,7 @@ ENTRIES.add(
     },
     part_or(0, begin(16)),
     run=told("thousand", "timesteps"),
+    note="image and text side by side, then image before text",
 )
 FLUX3 = {
     **HEADS,
@@ -233,6 +247,7 @@ ENTRIES.add(
     FLUX3,
     part_or(1, begin(24)),
     answers={"blocks": ["mode_blocks.image", "single_transformer_blocks"]},
+    note="lists for image, condition and text, then one of two streams",
 )
 
 
@@ -247,7 +262,10 @@ ENTRIES.append(
     ENTRIES[-1]._replace(
         name="Flux3Transformer2DModel, flow map",
         build=lambda: _build("Flux3Transformer2DModel", FLUX3 | {"flow_map": True}),
-        batch=lambda size: (torch.randn(size, 24, 16), flux3(size) | {"fraction": torch.rand(size)}),
+        batch=lambda size: (
+            torch.randn(size, 24, 16),
+            flux3(size) | {"fraction": torch.rand(size)},
+        ),
         run=flux3_flow,
     )
 )
@@ -269,6 +287,7 @@ ENTRIES.add(
     JOY,
     part(0),
     "thousand",
+    note="image and text side by side",
 )
 ENTRIES.add(
     "JoyImageEditPlusTransformer3DModel",
@@ -279,6 +298,7 @@ ENTRIES.add(
     JOY,
     part(0),
     "thousand",
+    note="a sequence of patches; image and text side by side",
 )
 ENTRIES.add(
     "NucleusMoEImageTransformer2DModel",
@@ -297,6 +317,7 @@ ENTRIES.add(
         "moe_intermediate_dim": 16,
         "capacity_factors": [2.0] * 3,
     },
+    note="experts; blocks return the image",
 )
 
 # Text (time, history) and sample in one sequence
@@ -332,6 +353,7 @@ ENTRIES.add(
         "axes_dims_rope": (4, 2, 2),
     },
     last(16),
+    note="text before image, in one sequence",
 )
 
 
@@ -365,6 +387,7 @@ ENTRIES.add(
     },
     last(16),
     "reversed",
+    note="text and time before image, in one sequence",
 )
 # Blocks return [N, B, D], the sample's tokens first
 ENTRIES.add(
@@ -388,6 +411,7 @@ ENTRIES.add(
     },
     lambda output, condition: output[:16].transpose(0, 1),
     "thousand",
+    note="[N, B, D], image before text",
 )
 ENTRIES.add(
     "BriaFibo2Transformer2DModel",
@@ -413,6 +437,7 @@ ENTRIES.add(
         "axes_lens": (32, 16, 16),
     },
     last(16),
+    note="tokens that stand for the text before image",
 )
 
 
@@ -445,6 +470,7 @@ ENTRIES.add(
         "mrope_section": (4, 2, 2),
     },
     last(16),
+    note="the sample comes in one sequence with the text's places",
 )
 
 
@@ -469,6 +495,7 @@ ENTRIES.add(
         "axes_dims_rope": (4, 6, 6),
     },
     last(16),
+    note="text before image, in one sequence",
 )
 
 
@@ -497,6 +524,7 @@ ENTRIES.add(
     },
     begin(32),
     run=unbound,
+    note="lists in; image before text, padded",
 )
 ENTRIES.add(
     "LuminaNextDiT2DModel",
@@ -543,15 +571,19 @@ ENTRIES.add(
     dropped=tuple(
         f"transformer_blocks.{block}.norm1.emb.class_embedder.embedding_table" for block in range(3)
     ),
+    note="as a DiT; labels are dropped in each block",
 )
 ENTRIES.add(
     "PriorTransformer",
     (16,),
-    lambda size: text(size, proj_embedding=torch.randn(size, 16))
-    | {"encoder_hidden_states": torch.randn(size, TEXT, 16)},
+    lambda size: (
+        text(size, proj_embedding=torch.randn(size, 16))
+        | {"encoder_hidden_states": torch.randn(size, TEXT, 16)}
+    ),
     1,
     TRUNK,
     {**HEADS, "num_layers": 3, "embedding_dim": 16, "num_embeddings": TEXT},
     lambda output, condition: output[:, -2:-1],
     "thousand",
+    note="the sample is one token of eleven",
 )

@@ -38,6 +38,7 @@ ENTRIES.add(
     BLOCKS,
     WAN | {"vace_layers": [0, 2], "vace_in_channels": 6},
     unit="thousand",
+    note="a second list for control",
 )
 
 
@@ -74,6 +75,7 @@ ENTRIES.add(
         "inject_face_latents_blocks": 3,
     },
     run=animated,
+    note="the reference's channels behind the sample's",
 )
 
 
@@ -99,15 +101,7 @@ ENTRIES.add(
     BLOCKS,
     WAN,
     run=flow_map,
-)
-ENTRIES.add(
-    "AnyFlowFARTransformer3DModel",
-    (2, 4, 8, 8),
-    lambda size: text(size, fraction=torch.rand(size), chunk_partition=[1, 1]),
-    32,
-    BLOCKS,
-    WAN | {"chunk_partition": (1, 1)},
-    run=flow_map,
+    note="two times, for each frame",
 )
 
 
@@ -131,6 +125,7 @@ ENTRIES.add(
     | {"rope_dim": (4, 6, 6)},
     last(32),
     "thousand",
+    note="history before the sample, in one sequence",
 )
 
 
@@ -159,6 +154,7 @@ ENTRIES.add(
         "chunk_plucker_channels": 4,
     },
     run=framewise,
+    note="a time for each frame",
 )
 
 # Hunyuan and others of two streams
@@ -184,7 +180,7 @@ def hunyuan15(size: int) -> Condition:
 
 ENTRIES.add(
     "HunyuanVideo15Transformer3DModel",
-    VIDEO[:2] + (4, 4),
+    (4, 2, 4, 4),
     hunyuan15,
     32,
     TRUNK,
@@ -201,6 +197,7 @@ ENTRIES.add(
     },
     part(0),
     run=joined,
+    note="the condition's channels behind the sample's",
 )
 
 
@@ -243,6 +240,7 @@ ENTRIES.add(
     },
     lambda output, condition: output[0][:, -32:],
     "thousand",
+    note="history before the sample, beside the text",
 )
 ENTRIES.add(
     "MotifVideoTransformer3DModel",
@@ -261,6 +259,7 @@ ENTRIES.add(
     },
     part(0),
     run=joined,
+    note="the condition's channels behind the sample's",
 )
 ENTRIES.add(
     "ConsisIDTransformer3DModel",
@@ -281,6 +280,7 @@ ENTRIES.add(
     },
     part(0),
     "thousand",
+    note="video and text side by side",
 )
 ENTRIES.add(
     "EasyAnimateTransformer3DModel",
@@ -299,6 +299,7 @@ ENTRIES.add(
     },
     part(0),
     "thousand",
+    note="video and text side by side",
 )
 
 # Kandinsky 6
@@ -332,26 +333,8 @@ ENTRIES.add(
     part(0),
     "thousand",
     answers={"blocks": "visual_transformer_blocks"},
+    note="video and audio side by side",
 )
-# Tokens in groups of 8 x 8
-ENTRIES.add(
-    "Kandinsky6SRTransformer3DModel",
-    (1, 8, 8, 4),
-    lambda size: {},
-    64,
-    ("visual_transformer_blocks",),
-    {
-        "in_visual_dim": 4,
-        "out_visual_dim": 4,
-        "time_dim": 16,
-        "model_dim": 32,
-        "ff_dim": 48,
-        "num_visual_blocks": 3,
-        "axes_dims": (4, 6, 6),
-    },
-    unit="thousand",
-)
-
 # Video and audio: both are noised alike
 
 
@@ -402,6 +385,7 @@ ENTRIES.add(
     LTX2,
     part(0),
     run=with_audio,
+    note="the audio beside it is noised at the same time",
 )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from entry import Condition, Entry, Repository
-from noise import DDPM, LINEAR, REVERSED
+from noise import DDPM, REVERSED
 from repositories import stand_in
 from telling import last
 from torch import nn
@@ -168,12 +168,37 @@ MOE = Repository("feizc/DiT-MoE", "bd34bbb2945280f0ccc2b1221f7dc8e3d6cce65d")
 
 ENTRIES = [
     Entry(
-        "DiT", build_dit, labelled, 16, BLOCKS, noise=DDPM, repository=DIT, dropped=LABEL
+        "DiT",
+        build_dit,
+        labelled,
+        16,
+        BLOCKS,
+        noise=DDPM,
+        repository=DIT,
+        dropped=LABEL,
+        note="labels are dropped inside",
     ),
     Entry(
-        "SiT", build_sit, labelled, 16, BLOCKS, noise=REVERSED, repository=SIT, dropped=LABEL
+        "SiT",
+        build_sit,
+        labelled,
+        16,
+        BLOCKS,
+        noise=REVERSED,
+        repository=SIT,
+        dropped=LABEL,
+        note="labels are dropped inside; noise at time 0",
     ),
-    Entry("REPA's SiT", build_repa, labelled, 16, BLOCKS, repository=REPA, dropped=LABEL),
+    Entry(
+        "REPA's SiT",
+        build_repa,
+        labelled,
+        16,
+        BLOCKS,
+        repository=REPA,
+        dropped=LABEL,
+        note="labels are dropped inside; returns features, too",
+    ),
     Entry(
         "LightningDiT",
         build_lightning,
@@ -183,6 +208,7 @@ ENTRIES = [
         noise=REVERSED,
         repository=LIGHTNING,
         dropped=LABEL,
+        note="labels are dropped inside; noise at time 0",
     ),
     Entry(
         "minRF's DiT_Llama",
@@ -203,6 +229,7 @@ ENTRIES = [
         run=with_dropping,
         repository=TREAD,
         dropped=LABEL,
+        note="between the tapped blocks half of the student's tokens skip two",
     ),
     Entry(
         "TREAD's DiT, inside the route",
@@ -226,6 +253,7 @@ ENTRIES = [
         repository=MDT,
         dropped=LABEL,
         answers={"blocks": ["en_inblocks", "en_outblocks", "de_blocks"]},
+        note="three lists; labels are dropped inside",
     ),
     Entry(
         "MDTv2, its forward with mask",
@@ -261,6 +289,7 @@ ENTRIES = [
         run=unmasked,
         repository=MASKDIT,
         answers={"blocks": "blocks"},
+        note="a class token before the sample",
     ),
     Entry(
         "U-ViT",
@@ -272,6 +301,7 @@ ENTRIES = [
         noise=DDPM,
         repository=UVIT,
         answers={"blocks": ["in_blocks", "out_blocks"]},
+        note="label and time before the sample; skips",
     ),
     Entry(
         "U-ViT with text",
@@ -283,6 +313,7 @@ ENTRIES = [
         noise=DDPM,
         repository=UVIT,
         answers={"blocks": ["in_blocks", "out_blocks"]},
+        note="time and text before the sample; skips",
     ),
     Entry(
         "MeanFlow's SiT",
@@ -296,8 +327,26 @@ ENTRIES = [
         run=mean_flow,
         repository=MEANFLOW,
         dropped=LABEL,
+        note="two times",
     ),
-    # Its encoder's features steer its decoder, which starts from the sample again
-    Entry("DDT", build_ddt, labelled, 16, BLOCKS, noise=REVERSED, repository=DDT),
-    Entry("DiT-MoE", build_moe, labelled, 16, BLOCKS, repository=MOE, dropped=LABEL),
+    Entry(
+        "DDT",
+        build_ddt,
+        labelled,
+        16,
+        BLOCKS,
+        noise=REVERSED,
+        repository=DDT,
+        note="the encoder's features steer a decoder that starts from the sample again",
+    ),
+    Entry(
+        "DiT-MoE",
+        build_moe,
+        labelled,
+        16,
+        BLOCKS,
+        repository=MOE,
+        dropped=LABEL,
+        note="experts; labels are dropped inside",
+    ),
 ]

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from entry import Condition, Entry, Repository
-from noise import DDPM, EDM, LINEAR, REVERSED
+from noise import DDPM, EDM, REVERSED
 from repositories import stand_in, without_init
-from telling import TEXT, WIDTH, last, part, part_or
+from telling import TEXT, WIDTH, last, part
 from torch import nn
 
 
@@ -47,14 +47,14 @@ def build_mdm(dropping: float = 0.5) -> nn.Module:
     )
 
 
-MDM = Repository(
-    "GuyTevet/motion-diffusion-model", "d4fd88c86d9210b85323783a73acb9b794d73e44"
-)
+MDM = Repository("GuyTevet/motion-diffusion-model", "d4fd88c86d9210b85323783a73acb9b794d73e44")
 
 
 def motion_batch(size: int) -> tuple[torch.Tensor, Condition]:
     actions = torch.randint(0, 4, (size, 1))
-    return torch.randn(size, 5, 3, 12), {"y": {"action": actions, "mask": torch.ones(size, 1, 1, 1)}}
+    return torch.randn(size, 5, 3, 12), {
+        "y": {"action": actions, "mask": torch.ones(size, 1, 1, 1)}
+    }
 
 
 def run_mdm(model: nn.Module, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> Any:
@@ -71,9 +71,7 @@ def build_policy(time_as_cond: bool) -> nn.Module:
     )
 
 
-POLICY = Repository(
-    "real-stanford/diffusion_policy", "5ba07ac6661db573af695b419a7947ecb704690f"
-)
+POLICY = Repository("real-stanford/diffusion_policy", "5ba07ac6661db573af695b419a7947ecb704690f")
 
 
 def build_rdt() -> nn.Module:
@@ -108,9 +106,7 @@ def run_rdt(model: nn.Module, x: torch.Tensor, t: torch.Tensor, condition: Condi
     return model(joined, rest.pop("freq"), t, **rest)
 
 
-RDT = Repository(
-    "thu-ml/RoboticsDiffusionTransformer", "deb71d82278780d83253a28d9b904085559be400"
-)
+RDT = Repository("thu-ml/RoboticsDiffusionTransformer", "deb71d82278780d83253a28d9b904085559be400")
 
 
 def build_points() -> nn.Module:
@@ -208,9 +204,7 @@ def stable_batch(size: int) -> tuple[torch.Tensor, Condition]:
     }
 
 
-STABLE = Repository(
-    "Stability-AI/stable-audio-tools", "50049e379e2fe8e35bffc99e57f23ade1c3471b7"
-)
+STABLE = Repository("Stability-AI/stable-audio-tools", "50049e379e2fe8e35bffc99e57f23ade1c3471b7")
 
 
 def prepare_speech() -> None:
@@ -258,8 +252,15 @@ def build_edm2() -> nn.Module:
     from training.networks_edm2 import Precond
 
     return Precond(
-        8, 4, 10, use_fp16=False, model_channels=32, channel_mult=[1], num_blocks=2,
-        attn_resolutions=[8], channels_per_head=16,
+        8,
+        4,
+        10,
+        use_fp16=False,
+        model_channels=32,
+        channel_mult=[1],
+        num_blocks=2,
+        attn_resolutions=[8],
+        channels_per_head=16,
     )
 
 
@@ -300,9 +301,7 @@ def run_lucid(model: nn.Module, x: torch.Tensor, t: torch.Tensor, condition: Con
     return model(x, times=t)
 
 
-LUCID = Repository(
-    "lucidrains/rectified-flow-pytorch", "26fbed9429771539726664f288e064fd93ca065f"
-)
+LUCID = Repository("lucidrains/rectified-flow-pytorch", "26fbed9429771539726664f288e064fd93ca065f")
 
 
 def build_lucid_uvit() -> nn.Module:
@@ -343,6 +342,7 @@ ENTRIES = [
         noise=DDPM,
         repository=MDM,
         answers={"without dropping": lambda: build_mdm(0.0)},
+        note="[N, B, D], the condition before the frames",
     ),
     Entry(
         "Diffusion policy, time as a token",
@@ -353,6 +353,7 @@ ENTRIES = [
         pick=last(8),
         noise=DDPM,
         repository=POLICY,
+        note="the time before the actions",
     ),
     Entry(
         "Diffusion policy, time in the memory",
@@ -363,6 +364,7 @@ ENTRIES = [
         noise=DDPM,
         repository=POLICY,
         answers={"blocks": "decoder.layers"},
+        note="nn.TransformerDecoder",
     ),
     Entry(
         "RDT",
@@ -374,6 +376,7 @@ ENTRIES = [
         run=run_rdt,
         noise=DDPM,
         repository=RDT,
+        note="time, frequency and state before the actions; the state stands in the call",
     ),
     Entry(
         "Point-E",
@@ -384,6 +387,7 @@ ENTRIES = [
         pick=last(20),
         noise=DDPM,
         repository=POINTS,
+        note="the time before the points; [B, C, N] in",
     ),
     Entry(
         "TRELLIS's structure flow",
@@ -393,6 +397,7 @@ ENTRIES = [
         ("blocks.0", "blocks.2"),
         run=in_thousands,
         repository=TRELLIS,
+        note="voxels",
     ),
     # Three streams, of sound, pictures and text; then the sound alone
     Entry(
@@ -406,6 +411,7 @@ ENTRIES = [
         noise=REVERSED,
         repository=MMAUDIO,
         answers={"blocks": ["joint_blocks", "fused_blocks"]},
+        note="three streams, then the sound alone",
     ),
     Entry(
         "Stable Audio's DiT",
@@ -415,6 +421,7 @@ ENTRIES = [
         ("transformer.layers.0", "transformer.layers.2"),
         pick=last(20),
         repository=STABLE,
+        note="time and length before the sample; checkpointed by itself",
     ),
     Entry(
         "F5-TTS",
@@ -425,6 +432,7 @@ ENTRIES = [
         run=run_speech,
         noise=REVERSED,
         repository=F5,
+        note="the sound to go on from has the sample's shape",
     ),
     Entry(
         "F5-TTS's MMDiT",
@@ -436,6 +444,7 @@ ENTRIES = [
         run=run_speech,
         noise=REVERSED,
         repository=F5,
+        note="text and sound side by side",
     ),
     # Lists of lists: what runs are their modules; a token for the time stands in front
     Entry(
@@ -449,6 +458,7 @@ ENTRIES = [
         noise=REVERSED,
         repository=F5,
         answers={"taps": ("layers.0.4", "layers.2.4")},
+        note="lists of lists; the time before the sample",
     ),
     Entry(
         "EDM2",
@@ -461,6 +471,7 @@ ENTRIES = [
         noise=EDM,
         repository=EDM2,
         answers={"taps": EDM2_TAPS},
+        note="convolutions in nn.ModuleDicts; weights normalised in the forward",
     ),
     # Blocks return [B, H, W, D]
     Entry(
@@ -476,6 +487,7 @@ ENTRIES = [
         noise=EDM,
         repository=K,
         answers={"blocks": "blocks"},
+        note="[B, H, W, D]",
     ),
     Entry(
         "lucidrains' FiT",
@@ -487,6 +499,7 @@ ENTRIES = [
         noise=REVERSED,
         repository=LUCID,
         answers={"taps": ("transformer.layers.1.1", "transformer.layers.5.1")},
+        note="lists of lists, of x-transformers",
     ),
     Entry(
         "lucidrains' U-ViT",
@@ -496,5 +509,6 @@ ENTRIES = [
         ("vit.layers.0.1", "vit.layers.2.1"),
         repository=LUCID_DDPM,
         answers={"taps": ("vit.layers.0.1", "vit.layers.2.1")},
+        note="lists of lists, within convolutions",
     ),
 ]
