@@ -13,8 +13,7 @@ import pytest
 import torch
 from dit_models import DiT, make_batch
 
-HERE = Path(__file__).resolve().parents[2] / "public_models"
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "public_models"))
 import run
 import table
 from absent import ABSENT
