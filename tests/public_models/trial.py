@@ -285,7 +285,8 @@ def follow(text: str, entry: Entry, width: int) -> tuple[dict[str, Any], dict[st
         if name == "width":
             return {name: width}, {name: str(width)}
         if name == "taps":
-            return {name: entry.taps}, {name: readable(entry.taps)}
+            taps = offered_taps(fix) or entry.taps
+            return {name: taps}, {name: readable(taps)}
         if name == "call":
             return {name: called(entry)}, {name: "the model's own call"}
     if "own dropping off" in fix and WITHOUT in entry.answers:
@@ -314,6 +315,12 @@ def expression(text: str) -> str:
     return ""
 
 
+def offered_taps(text: str) -> tuple[str, ...]:
+    """The two paths that a message offers for taps=."""
+    found = re.search(r"taps=\('([\w.]+)', '([\w.]+)'\)", text)
+    return found.groups() if found else ()
+
+
 def called(entry: Entry) -> Callable[..., Any]:
     return lambda module, x, t, condition: entry.run(module, x, t, condition)
 
@@ -321,7 +328,8 @@ def called(entry: Entry) -> Callable[..., Any]:
 def attempt(entry: Entry, **options: Any) -> tuple[Run, Exception | None]:
     """One attempt, and the error that it ended in."""
     build = options.pop("build", entry.build)
-    run = Run(entry._replace(build=build))
+    taps = options.get("taps", entry.taps)
+    run = Run(entry._replace(build=build, taps=taps))
     run.with_call = "call" in options
     try:
         with warnings.catch_warnings():

@@ -232,7 +232,7 @@ ENTRIES = [
         noise=DDPM,
         repository=LATTE,
         dropped=("y_embedder.embedding_table",),
-        refused="a temporal block's tokens stand in another order",
+        note="a temporal block's tokens stand in another order: other layers",
     ),
     Entry(
         "PixArt-alpha",
