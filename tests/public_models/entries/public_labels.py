@@ -46,6 +46,19 @@ def build_repa() -> nn.Module:
 REPA = Repository("sihyun-yu/REPA", "67f714503e3892f993844aab088ffc5791c92613")
 
 
+def build_sra() -> nn.Module:
+    from models.sit import SiT
+
+    return SiT(class_dropout_prob=0.5, decoder_hidden_size=32, qk_norm=False, **SMALL)
+
+
+def with_depth(model: nn.Module, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> Any:
+    return model(x, t, ad=2, **condition)
+
+
+SRA = Repository("vvvvvjdy/SRA", "1723f85069408f6df7d11db35549575c97bfa5b2", ("SiT-SRA",))
+
+
 def build_lightning() -> nn.Module:
     stand_in("fairscale")
     from models.lightningdit import LightningDiT
@@ -198,6 +211,17 @@ ENTRIES = [
         repository=REPA,
         dropped=LABEL,
         note="labels are dropped inside; returns features, too",
+    ),
+    Entry(
+        "SRA's SiT",
+        build_sra,
+        labelled,
+        16,
+        BLOCKS,
+        run=with_depth,
+        repository=SRA,
+        dropped=LABEL,
+        note="the authors' own, with a head of theirs; labels are dropped inside",
     ),
     Entry(
         "LightningDiT",

@@ -194,6 +194,40 @@ def run_hunyuan(model: nn.Module, x: torch.Tensor, t: torch.Tensor, condition: C
     return model(x, 1000 * t, return_dict=False, **condition)
 
 
+def build_wan() -> nn.Module:
+    stand_in("flash_attn", "flash_attn_interface")
+    without_init("wan")
+    without_init("wan.modules")
+    from wan.modules import model
+
+    def attention(q: Any, k: Any, v: Any, k_lens: Any = None, **others: Any) -> Any:
+        """What flash attention gives: nobody attends to keys behind a sample's own."""
+        mask = None
+        if k_lens is not None:
+            mask = (torch.arange(k.shape[1]) < k_lens[:, None])[:, None, None, :]
+        q, k, v = (value.transpose(1, 2) for value in (q, k, v))
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+    model.flash_attention = attention
+    return model.WanModel(
+        text_len=TEXT,
+        in_dim=4,
+        dim=32,
+        ffn_dim=48,
+        freq_dim=16,
+        text_dim=WIDTH,
+        out_dim=4,
+        num_heads=2,
+        num_layers=4,
+    )
+
+
+def run_wan(model: nn.Module, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> Any:
+    """Lists of samples and texts; sequences are filled up to 40 tokens."""
+    return model(list(x), 1000 * t, list(condition["texts"]), 40)
+
+
+WAN = Repository("Wan-Video/Wan2.1", "9737cba9c1c3c4d04b33fcad41c111989865d315")
 HUNYUAN = Repository("Tencent/HunyuanVideo", "fa14b001c18f37191c938a9ef6baad3b9b472759")
 TWO = ("double_blocks.0", "single_blocks.0")
 
@@ -271,5 +305,28 @@ ENTRIES = [
         repository=HUNYUAN,
         answers={"blocks": ["double_blocks", "single_blocks"]},
         note="video and text side by side, then video before text",
+    ),
+    Entry(
+        "Wan2.1",
+        build_wan,
+        lambda size: (torch.randn(size, 4, 2, 8, 8), {"texts": torch.randn(size, TEXT, WIDTH)}),
+        32,
+        ("blocks.0", "blocks.2"),
+        pick=begin(32),
+        run=run_wan,
+        repository=WAN,
+        note="lists in; the sample before padding",
+    ),
+    Entry(
+        "Latte, two temporal blocks",
+        build_latte,
+        lambda size: (torch.randn(size, 2, 4, 8, 8), {"y": torch.randint(0, 10, (size,))}),
+        32,
+        ("blocks.1", "blocks.3"),
+        (2, 4),
+        noise=DDPM,
+        repository=LATTE,
+        dropped=("y_embedder.embedding_table",),
+        note="one place's tokens in each sequence",
     ),
 ]
