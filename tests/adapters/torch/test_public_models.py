@@ -5,6 +5,8 @@ Public code is not run here.
 
 import importlib
 import inspect
+import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -17,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "public_models"))
 import run
 import table
 from absent import ABSENT
-from entry import Entry
+from entry import Entry, Repository
+from repositories import folder
 from trial import expression, find, follow
 
 
@@ -87,3 +90,34 @@ def test_the_harness_follows_a_message_as_it_stands():
     answering = ENTRY._replace(answers={"blocks": "a"})
     assert follow("Received: found 'a'. Pass blocks=.", answering, 16)[0] == {"blocks": "a"}
     assert follow("Received: found 'b'. Pass blocks=.", answering, 16) == ({}, {})
+
+
+@pytest.mark.parametrize("place", ["owner+name/repo", "owner/name.git", "name"])
+def test_a_repository_is_taken_from_a_folder_of_git_directories(tmp_path, place):
+    """At its commit, and without the web; other files than Python's stay behind."""
+    mirror = tmp_path / "mirror"
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "model.py").write_text("ANSWER = 42\n")
+    (work / "picture.png").write_text("large")
+
+    def git(*words):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        done = subprocess.run(command, cwd=work, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "one")
+    commit = git("rev-parse", "HEAD")
+    (mirror / place).parent.mkdir(parents=True)
+    (work / ".git").rename(mirror / place)
+    found = folder(Repository("owner/name", commit), tmp_path / "cache", mirror)
+    assert [path.name for path in found.iterdir()] == ["model.py"]
+    shutil.rmtree(mirror)
+    assert folder(Repository("owner/name", commit), tmp_path / "cache", mirror) == found
+
+
+def test_a_repository_that_a_mirror_lacks_is_said(tmp_path):
+    with pytest.raises(SystemExit, match="No git directory of owner/name in"):
+        folder(Repository("owner/name", "0" * 40), tmp_path, tmp_path)
