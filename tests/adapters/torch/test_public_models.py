@@ -20,8 +20,9 @@ import run
 import table
 from absent import ABSENT
 from entry import Entry, Repository
+from messages import expression, follow
 from repositories import folder
-from trial import expression, find, follow
+from trial import find
 
 
 def test_the_page_says_what_the_results_say():
