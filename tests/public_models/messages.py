@@ -36,8 +36,8 @@ def follow(text: str, entry: Entry, width: int) -> tuple[dict[str, Any], dict[st
             return {name: taps}, {name: readable(taps)}
         if name == "call":
             return {name: entry.run}, {name: "the model's own call"}
-    if "own dropping off" in fix and WITHOUT in entry.answers:
-        return {"build": entry.answers[WITHOUT]}, {"the model's": "own dropping off"}
+    if re.search("own (dropping|drawing) off", fix) and WITHOUT in entry.answers:
+        return {"build": entry.answers[WITHOUT]}, {"label dropping": "off"}
     return {}, {}
 
 
