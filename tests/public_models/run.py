@@ -53,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mirror", type=Path, help="a folder of git directories, not the web")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/selfalign-models")
     parser.add_argument("--packages", type=Path, default=Path(sys.prefix) / "public")
+    parser.add_argument("--size", type=int, help="of the batch, instead of the entries' own")
     parser.add_argument("--repository", help="only this one's models")
     return parser.parse_args()
 
@@ -60,6 +61,8 @@ def parse() -> argparse.Namespace:
 def chosen(options: argparse.Namespace, files: tuple[str, ...]) -> list[Entry]:
     """The entries of these files, as far as their names are asked for."""
     entries = entries_of(files)
+    if options.size:
+        entries = [entry._replace(size=options.size) for entry in entries]
     words = [word.lower() for word in options.words]
     return [e for e in entries if not words or any(word in e.name.lower() for word in words)]
 
