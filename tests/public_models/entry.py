@@ -51,6 +51,7 @@ class Entry(NamedTuple):
         repository: where it is from; None: diffusers.
         dropped: paths of the embeddings that get labels after the model has dropped some.
         answers: what a user answers to an error that names an option.
+        given: options that are passed from the start: another row tells how they are found.
         size: of the batch.
         refused: why it is refused; empty: it is not.
         note: what the tokens are, or what is special.
@@ -68,6 +69,7 @@ class Entry(NamedTuple):
     repository: Repository | None = None
     dropped: tuple[str, ...] = ()
     answers: dict[str, Any] = {}  # noqa: RUF012  (never written to)
+    given: dict[str, Any] = {}  # noqa: RUF012  (never written to)
     size: int = 3
     refused: str = ""
     note: str = ""

@@ -54,10 +54,10 @@ def attempt(entry: Entry, **options: Any) -> tuple[Run, Exception | None]:
 
 def find(entry: Entry) -> Found:
     """What comes out for one model: attached as it is, and again as its messages say."""
-    options: dict[str, Any] = {}
+    options = dict(entry.given)
     readable: dict[str, str] = {}
     messages: list[str] = []
-    run, error = attempt(entry)
+    run, error = attempt(entry, **options)
     while is_ours(error) and len(messages) < MESSAGES:
         given, texts = follow(str(error), entry, own_width(entry))
         if not given or given.keys() <= options.keys():

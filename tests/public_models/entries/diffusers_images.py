@@ -154,6 +154,7 @@ ENTRIES.append(
             masked(size) | {"fraction": torch.rand(size)},
         ),
         run=mean_flow,
+        note="a second time, of the step's start",
     )
 )
 
@@ -267,6 +268,8 @@ ENTRIES.append(
             flux3(size) | {"fraction": torch.rand(size)},
         ),
         run=flux3_flow,
+        given={"blocks": ["mode_blocks.image", "single_transformer_blocks"]},
+        note="a second time, of the step's end",
     )
 )
 JOY = {

@@ -253,7 +253,7 @@ ENTRIES = [
         run=with_dropping,
         repository=TREAD,
         dropped=LABEL,
-        note="between the tapped blocks half of the student's tokens skip two",
+        refused="between the tapped blocks half of the student's tokens, drawn at random, skip two",
     ),
     Entry(
         "TREAD's DiT, inside the route",
@@ -265,7 +265,7 @@ ENTRIES = [
         run=with_dropping,
         repository=TREAD,
         dropped=LABEL,
-        refused="the student's block sees a random half of the tokens",
+        refused="the student's block sees half of the tokens, drawn at random",
     ),
     Entry(
         "MDTv2, its forward without mask",
