@@ -274,7 +274,7 @@ def run_edm2(model: nn.Module, x: torch.Tensor, t: torch.Tensor, condition: Cond
 
 
 EDM2 = Repository("NVlabs/edm2", "4bf8162f601bcc09472ce8a32dd0cbe8889dc8fc")
-EDM2_TAPS = ("unet.enc.8x8_block0", "unet.dec.8x8_block0")
+EDM2_TAPS = ("unet.dec.8x8_in0", "unet.dec.8x8_block0")
 
 
 def build_k() -> nn.Module:
