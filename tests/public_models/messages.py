@@ -35,9 +35,9 @@ def follow(text: str, entry: Entry, width: int) -> tuple[dict[str, Any], dict[st
             taps = offered_taps(fix) or entry.taps
             return {name: taps}, {name: readable(taps)}
         if name == "call":
-            return {name: entry.run}, {name: "the model's own call"}
+            return {name: entry.run}, {name: ""}
     if re.search("own (dropping|drawing) off", fix) and WITHOUT in entry.answers:
-        return {"build": entry.answers[WITHOUT]}, {"label dropping": "off"}
+        return {"build": entry.answers[WITHOUT]}, {"the model's own dropping off": ""}
     return {}, {}
 
 

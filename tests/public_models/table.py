@@ -54,8 +54,8 @@ def write() -> None:
     """The page's two tables anew."""
     text = PAGE.read_text()
     for mark, lines in tables().items():
-        head, _, rest = text.partition(f"<!-- {mark} -->\n")
-        _, _, tail = rest.partition("<!-- end -->\n")
+        head, rest = text.split(f"<!-- {mark} -->\n")
+        _, tail = rest.split("<!-- end -->\n", maxsplit=1)
         text = f"{head}<!-- {mark} -->\n" + "\n".join(lines) + f"\n<!-- end -->\n{tail}"
     PAGE.write_text(text)
 
@@ -88,8 +88,13 @@ def _public_lines(rows: list[Row]) -> Iterator[str]:
 def _line(name: str, row: Row) -> str:
     attached = row["outcome"]
     if row["options"]:
-        attached += ": " + ", ".join(f"`{key}={text}`" for key, text in row["options"].items())
+        attached += ": " + ", ".join(_option(*option) for option in row["options"].items())
     if attached.startswith("refused"):
         return f"| {name} | {row['outcome']} | | | | {row['note']} |"
     sides = f"{row['student']:.0e} | {row['teacher']:.0e}".replace("0e+00", "0")
     return f"| {name} | {attached} | {row['tokens']} | {sides} | {row['note']} |"
+
+
+def _option(name: str, text: str) -> str:
+    """As it is written in a call; `call=` is the model's own call, in its entry."""
+    return name if " " in name else f"`{name}={text}`"

@@ -77,7 +77,7 @@ def outcome_of(entry: Entry, error: Exception | None, messages: int) -> str:
     if entry.refused:
         return f"NOT REFUSED: {error}"
     if error is None:
-        return ("at once", "after one message", "AFTER TWO MESSAGES", "AFTER THREE")[messages]
+        return ("at once", "after one message", "after two messages", "after three")[messages]
     kind = "WRONG" if isinstance(error, Differs) else f"RAW {type(error).__name__}"
     return f"{kind}: {error}"
 

