@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from selfalign.adapting import invalid
+from selfalign.adapting import invalid, paths
 
-from .arguments import Arguments, tensors_in
+from .arguments import Arguments, Batch, tensors_in
 from .stopping import run_before
 
 if TYPE_CHECKING:
@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 class Comparison:
     """Compares a student's call with the sample, the time and the condition of align().
 
-    Another sample is a warning, once: models may scale it. Another time or condition is an error.
+    Another sample is a warning, once: models may scale it. Another time or condition is an error,
+    and so is a path that runs the other way.
+
+    Args:
+        path: the objectives'.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: paths.Path) -> None:
+        self.opposite = path.reversed()
         self.warned = False
 
     def check(
@@ -32,16 +37,15 @@ class Comparison:
         layout: Layout,
         call: Arguments,
         x: torch.Tensor,
-        t: torch.Tensor,
-        condition: Arguments,
+        batch: Batch,
     ) -> None:
         """Compare where the student's own call is repeated.
 
         Args:
             layout: of the call.
             call: the student's.
-            x, t: the student's noisy sample and its time, as align() was given them.
-            condition: what align() was given beside them.
+            x: the student's noisy sample, as align() was told.
+            batch: what align() was given.
 
         Raises:
             ValueError: another time, another condition, or a sample of another shape or scale.
@@ -50,15 +54,15 @@ class Comparison:
         places.update(call.kwargs)
         student = places.pop(layout.sample)
         if student.shape != x.shape or not close(student, x):
-            self._check_sample(layout.sample, student, x)
+            self._check_sample(layout.sample, student, x, batch)
         seen = places.pop(layout.time)
-        expected = layout.told(t).to(seen.dtype).reshape(layout.shape).expand(seen.shape)
+        expected = layout.told(batch.t).to(seen.dtype).reshape(layout.shape).expand(seen.shape)
         if not close(seen, expected):
             raise _differing("the time", seen, expected)
         identical = set(map(id, places.values()))
-        for value in (*condition.args, *condition.kwargs.values()):
+        for value in (*batch.condition.args, *batch.condition.kwargs.values()):
             if id(value) not in identical:
-                self._check_condition(places, condition)
+                self._check_condition(places, batch.condition)
                 break
 
     def check_function(
@@ -67,6 +71,7 @@ class Comparison:
         run: Callable[[], Any],
         call: Arguments,
         x: torch.Tensor,
+        batch: Batch,
     ) -> None:
         """Compare where a function of the user's, `run`, calls the module: at the student's time.
 
@@ -79,7 +84,7 @@ class Comparison:
             theirs = student.get(name)
             mine = teacher.get(name)
             if theirs is not None and mine is not None and _same(mine, x):
-                self._check_sample(name, theirs, mine)
+                self._check_sample(name, theirs, mine, batch)
             elif not _same(theirs, mine):
                 raise _differing(name, theirs, mine)
 
@@ -94,12 +99,20 @@ class Comparison:
                 alike = [other for other in mine if other.shape == value.shape]
                 raise _differing(name, alike[0] if alike else None, value)
 
-    def _check_sample(self, place: int | str, student: torch.Tensor, x: torch.Tensor) -> None:
+    def _check_sample(
+        self, place: int | str, student: torch.Tensor, x: torch.Tensor, batch: Batch
+    ) -> None:
         name = f"argument {place}" if isinstance(place, int) else place
         if student.shape != x.shape:
             raise _differing(name, student, x)
         if self.warned or close(student, x):
             return
+        if self._runs_the_other_way(student, batch):
+            raise invalid(
+                "The path must run in the model's direction of time",
+                f"{name}, which is the sample at t on {self.opposite!r}",
+                f"Pass the loss path=selfalign.paths.{self.opposite!r}.",
+            )
         if _is_multiple(student, x):
             raise invalid(
                 "The model must have been called with path.add_noise(x0, noise, t) itself",
@@ -113,6 +126,13 @@ class Comparison:
             f"{described(x)}. Student and teacher see different noise now. Pass the student's x0, "
             "noise and t, and the loss a path with your direction of time."
         )
+
+    def _runs_the_other_way(self, student: torch.Tensor, batch: Batch) -> bool:
+        """Whether the sample is that of the reversed path."""
+        if self.opposite is None:
+            return False
+        x = self.opposite.noised(batch.x0, batch.noise, batch.t)
+        return close(student, x) or _is_multiple(student, x)
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -12,8 +12,9 @@ from torch import nn
 
 from selfalign.adapting import invalid, paths
 
-from .arguments import Arguments, Place, tensors_in
+from .arguments import Batch, Place, tensors_in
 from .comparing import close, described
+from .student import StudentPass
 
 Convention = Callable[[torch.Tensor], torch.Tensor]
 
@@ -43,24 +44,25 @@ class Layout(NamedTuple):
 def find_layout(
     path: paths.Path,
     module: nn.Module,
-    call: Arguments,
+    seen: StudentPass,
     x: torch.Tensor,
-    t: torch.Tensor,
-    condition: Arguments,
+    batch: Batch,
 ) -> Layout:
-    """Find by value where `x` and `t` stand in a call of `module`.
+    """Find by value where the sample and the time stand in a call of `module`.
 
     Args:
         path: the noise path.
         module: whose forward was called.
-        call: with what.
-        x, t: the noisy samples and their times.
-        condition: what the user says to be a condition.
+        seen: its forward.
+        x: the noisy samples.
+        batch: what align() was given: their times, and what the user says to be a condition.
 
     Raises:
-        ValueError: no argument like them, or several; a second argument that may be a time.
+        ValueError: no argument like them, or several; a second argument that may be a time, or a
+            sample.
     """
-    tensors = {p: v for p, v in call.places().items() if isinstance(v, torch.Tensor)}
+    t, condition = batch.t, batch.condition
+    tensors = {p: v for p, v in seen.call.places().items() if isinstance(v, torch.Tensor)}
     shaped = [place for place, value in tensors.items() if value.shape == x.shape]
     equal = [place for place in shaped if close(tensors[place], x)]
     samples = equal or shaped
@@ -77,7 +79,10 @@ def find_layout(
     _check_single("t (as it is, in thousandths, or reversed)", len(times), tensors)
     ((time, (conventions, shape)),) = times.items()
     del others[time]
-    _check_no_second_time(path, conventions[0], others, names, condition, len(t))
+    given = [value for _, value in tensors_in([condition.args, condition.kwargs])]
+    others = {place: value for place, value in others.items() if not _is_among(value, given)}
+    _check_no_second_time(path, conventions[0], others, names, len(t))
+    _check_no_second_sample(seen.predicted, x, others, names)
     return Layout(samples[0], time, conventions[0], shape, len(conventions) == 1)
 
 
@@ -159,27 +164,48 @@ def _check_no_second_time(
     told: Convention,
     others: dict[Place, torch.Tensor],
     names: dict[Place, str],
-    condition: Arguments,
     batch: int,
 ) -> None:
     """Refuse a call with a second number per sample that may be a time: it would stay behind.
 
     Such a number has a time's name, or differs from sample to sample within the range of times.
     """
-    conditions = [value for _, value in tensors_in([condition.args, condition.kwargs])]
     for place, value in others.items():
-        told_as_condition = any(
-            value is other or (value.shape == other.shape and close(value, other))
-            for other in conditions
-        )
-        if told_as_condition or not _may_be_time(path, told, value, batch, names[place]):
-            continue
-        raise invalid(
-            "Each time that the model is told must be the teacher's own",
-            f"argument {names[place]!r}, {described(value)}, beside the time that was found",
-            "Pass call=, a function that tells the teacher both; if it is a condition and no "
-            "time, hand it to align() as well.",
-        )
+        if _may_be_time(path, told, value, batch, names[place]):
+            raise invalid(
+                "Each time that the model is told must be the teacher's own",
+                f"argument {names[place]!r}, {described(value)}, beside the time that was found",
+                "Pass call=, a function that tells the teacher both; if it is a condition and no "
+                "time, hand it to align() as well.",
+            )
+
+
+def _check_no_second_sample(
+    predicted: list[torch.Size],
+    x: torch.Tensor,
+    others: dict[Place, torch.Tensor],
+    names: dict[Place, str],
+) -> None:
+    """Refuse a call with a second sample: the model predicts something of its shape, too."""
+    beside = [shape for shape in predicted if len(shape) > 2]
+    if x.shape in beside:
+        beside.remove(x.shape)
+    for place, value in others.items():
+        if value.is_floating_point() and value.shape in beside:
+            raise invalid(
+                "Each sample that the model is given must be the teacher's own",
+                f"argument {names[place]!r}, {described(value)}, for which it predicts something, "
+                "too",
+                "Pass call=, a function that gives the teacher both with less noise; if it is a "
+                "condition, hand it to align() as well.",
+            )
+
+
+def _is_among(value: torch.Tensor, given: list[torch.Tensor]) -> bool:
+    """Whether the user said that this is a condition."""
+    return any(
+        value is other or (value.shape == other.shape and close(value, other)) for other in given
+    )
 
 
 def _may_be_time(

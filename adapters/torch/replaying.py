@@ -74,7 +74,7 @@ class TeacherCall(Hooks):
         if compiled is not None:
             self.run_compiled = torch.compile(run_to_end, **compiled)
         self.layout: Layout | None = None
-        self.comparison = Comparison()
+        self.comparison = Comparison(self.path)
         self.was_compared = False
         self.sharded: bool | None = None
         # what replaying indices needs to know
@@ -130,15 +130,15 @@ class TeacherCall(Hooks):
             return
         x = self.path.noised(batch.x0, batch.noise, batch.t)  # checked just before
         if not known:
-            layout = find_layout(self.path, self.teacher, seen.call, x, batch.t, batch.condition)
+            layout = find_layout(self.path, self.teacher, seen, x, batch)
             self.layout = layout
         if settled:
             return
         if layout is not None:
-            self.comparison.check(layout, seen.call, x, batch.t, batch.condition)
+            self.comparison.check(layout, seen.call, x, batch)
         else:
             run = functools.partial(self.call, batch, seen, x, batch.t)
-            self.comparison.check_function(self.teacher, run, seen.call, x)
+            self.comparison.check_function(self.teacher, run, seen.call, x, batch)
         self.was_compared = True
 
     def on_samples(

@@ -15,7 +15,7 @@ from torch import nn
 
 from selfalign.adapting import invalid
 
-from .arguments import Arguments, first_samples
+from .arguments import Arguments, first_samples, tensors_by_place
 from .hooks import Hooks
 from .tokens import Output
 
@@ -33,6 +33,7 @@ class StudentPass:
         autocast: whether autocast was on, and its dtype.
         indices: what the model's embeddings received: labels, where the model dropped some.
         random_states: of the random streams before the forward and after it.
+        predicted: shapes of the tensors that the model returned. Both in the first steps only.
         forwards: how many forwards with gradient ran since the last align(), this one included.
     """
 
@@ -44,6 +45,7 @@ class StudentPass:
         self.autocast: Autocast = (False, torch.float32)
         self.indices: Indices = {}
         self.random_states: list[Any] = []
+        self.predicted: list[torch.Size] = []
 
     def called_with(self, call: Arguments) -> StudentPass:
         """The same, as if the model had been called with something else."""
@@ -137,6 +139,8 @@ class Recorder(Hooks):
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Output) -> None:
         self._mark()
+        if self.watches_draws and self.running is not None and not torch.compiler.is_compiling():
+            self.running.predicted = [tensor.shape for _, tensor in tensors_by_place(output)]
         self.running = None
 
     @contextmanager

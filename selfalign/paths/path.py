@@ -71,6 +71,10 @@ class Path(SignalToNoise):
         """
         return with_rounding(lambda t: t)
 
+    def reversed(self) -> Path | None:
+        """The same path with its time running the other way, where there is such a one."""
+        return None
+
     # What all paths do
 
     @on_backend

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from typing import ClassVar
@@ -32,6 +33,18 @@ class UnitTime(Path):
     @property
     def clean_at(self) -> float:
         return 1.0 - self.noise_at
+
+    def reversed(self) -> UnitTime:
+        """The same path with its time running the other way.
+
+        Example:
+            >>> import selfalign
+            >>> selfalign.paths.Linear().reversed()
+            Linear(noise_at=0.0)
+        """
+        other = copy.copy(self)
+        set_frozen(other, noise_at=self.clean_at)
+        return other
 
     def _noisiness(self, t: Times) -> Times:
         t = widened(t)

@@ -47,18 +47,33 @@ def test_no_sample_at_all_is_no_multiple(model, loss, batch):
     assert align(*batch).item() > 0
 
 
-def test_another_sample_is_warned_of_once(model, batch):
-    """As of a path whose time runs the other way."""
-    path = selfalign.paths.Linear(noise_at=0.0)
-    align = SelfAlignment(model, selfalign.SRALoss(student_layer=2, teacher_layer=4, path=path))
-    model(*seen(batch))
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_path_that_runs_the_other_way_is_refused(model, batch, scale):
+    """The public SiT code has its data at time 1: nothing but the sample tells."""
+    loss = selfalign.SRALoss.preset("SiT-B/2", student_layer=2, teacher_layer=4)
+    align = SelfAlignment(model, loss)
+    x0, noise, t, y = batch
+    other = selfalign.paths.Linear(noise_at=0)
+    model(scale * other.add_noise(x0, noise, t), t, y)
+    message = (
+        r"must run in the model's direction of time. Received: argument 0, which is the sample at "
+        r"t on Linear\(noise_at=0.0\). Pass the loss path=selfalign.paths.Linear\(noise_at=0.0\)."
+    )
+    with pytest.raises(ValueError, match=message):
+        align(*batch)
+
+
+def test_another_sample_is_warned_of_once(model, loss, batch):
+    align = SelfAlignment(model, loss)
+    x_t, t, y = seen(batch)
+    model(x_t.flip(0), t, y)
     message = (
         r"the sample that the model saw. Received: argument 0 shape .* not path.add_noise.* "
         r"direction of time"
     )
     with pytest.warns(UserWarning, match=message):
         align(*batch)
-    model(*seen(batch))
+    model(x_t.flip(0), t, y)
     assert align(*batch).item() > 0
 
 

@@ -214,3 +214,53 @@ def test_any_call_signature(loss, batch):
     x0, noise, t, y = batch
     model(hidden=align.path.add_noise(x0, noise, t), timestep=1000 * t, label=y)
     assert 0 < align(x0, noise, t, label=y).item() < 1
+
+
+class TwoSamples(DiT):
+    """Sound beside pictures, both with noise, and a prediction for each."""
+
+    def forward(self, x, t, y, sound):
+        return super().forward(x, t, y), sound * 2
+
+
+def test_a_second_sample_is_refused_unless_it_is_a_condition(loss, batch):
+    align = SelfAlignment(TwoSamples(), loss)
+    sound = torch.randn(4, 3, 6)
+    align.model(*seen(batch), sound)
+    message = (
+        r"Each sample that the model is given .* Received: argument 'sound', shape \(4, 3, 6\) .*, "
+        r"for which it predicts something, too. Pass call=, .* hand it to align\(\) as well."
+    )
+    with pytest.raises(ValueError, match=message):
+        align(*batch)
+    align.model(*seen(batch), sound)
+    assert align(*batch, sound).item() > 0
+
+
+class Interval(DiT):
+    """MeanFlow's model is told two times."""
+
+    def forward(self, x, t, r, y):
+        return super().forward(x, t - r, y)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.0, 1.0])
+def test_a_second_time_is_refused_unless_it_is_a_condition(loss, batch, share):
+    align = SelfAlignment(Interval(), loss)
+    x_t, t, y = seen(batch)
+    r = share * t
+    align.model(x_t, t, r, y)
+    message = r"(Each time that the model is told|Received: 2 arguments like t)"
+    with pytest.raises(ValueError, match=message):
+        align(*batch[:3])
+    if share < 1:
+        align.model(x_t, t, r, y)
+        assert align(*batch[:3], r).item() > 0
+
+    def call(model, x, t, y, r):
+        return model(x, t, torch.minimum(r, t), y)
+
+    align.detach()
+    align = SelfAlignment(align.model, loss, call=call)
+    align.model(x_t, t, r, y)
+    assert align(*batch, r).item() > 0
