@@ -69,7 +69,9 @@ def find_layout(
     _check_single("x_t = path.add_noise(x0, noise, t)", len(samples), tensors)
 
     others = {place: value for place, value in tensors.items() if place not in samples}
-    times = _times(path, others, t)
+    given = [value for _, value in tensors_in([condition.args, condition.kwargs])]
+    unknown = {place: value for place, value in others.items() if not _is_among(value, given)}
+    times = _times(path, unknown, t) or _times(path, others, t)
     names = _names(module, others)
     if len(times) > 1:  # a label may equal the time by chance: the name decides
         named = [place for place in times if _TIME.fullmatch(names[place])]
@@ -78,11 +80,9 @@ def find_layout(
             times = {named[0]: times[named[0]]}
     _check_single("t (as it is, in thousandths, or reversed)", len(times), tensors)
     ((time, (conventions, shape)),) = times.items()
-    del others[time]
-    given = [value for _, value in tensors_in([condition.args, condition.kwargs])]
-    others = {place: value for place, value in others.items() if not _is_among(value, given)}
-    _check_no_second_time(path, conventions[0], others, names, len(t))
-    _check_no_second_sample(seen.predicted, x, others, names)
+    unknown.pop(time, None)
+    _check_no_second_time(path, conventions[0], unknown, names, len(t))
+    _check_no_second_sample(seen.predicted, x, unknown, names)
     return Layout(samples[0], time, conventions[0], shape, len(conventions) == 1)
 
 
@@ -125,17 +125,21 @@ def _repeated_shape(value: torch.Tensor, batch: int) -> tuple[int, ...] | None:
 
 def fitting_conventions(path: paths.Path, value: torch.Tensor, t: torch.Tensor) -> list[Convention]:
     """The path's conventions that give these values [B] for the times `t`."""
-    for group in path.time_conventions():
-        fitting = [told for told in group if _fits(path, told, value, t)]
+    for index, group in enumerate(path.time_conventions()):
+        rounded = index > 0
+        fitting = [told for told in group if _fits(path, told, value, t, rounded)]
         if fitting:
             return fitting
     return []
 
 
-def _fits(path: paths.Path, told: Convention, value: torch.Tensor, t: torch.Tensor) -> bool:
+def _fits(
+    path: paths.Path, told: Convention, value: torch.Tensor, t: torch.Tensor, rounded: bool
+) -> bool:
     """Whether the model was told `t` so; whole numbers must be fine enough to tell times apart."""
     times = told(t)
-    if not value.is_floating_point() and times.is_floating_point():
+    whole = rounded or not value.is_floating_point()
+    if whole and times.is_floating_point():
         low, high = _range(path, told)
         if high - low < _WHOLE_STEPS:
             return False
