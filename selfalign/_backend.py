@@ -249,6 +249,8 @@ def extremes(values: Tensor) -> tuple[float, float] | None:
     if torch is not None and isinstance(values, torch.Tensor):
         if values.device.type != "cpu" or torch.compiler.is_compiling():
             return None
+        if torch._C._functorch.is_functorch_wrapped_tensor(values):
+            return None
         smallest, largest = values.detach().aminmax()
         return float(smallest), float(largest)
     jax = sys.modules.get("jax")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ._backend import dtype_of, ops
+from ._backend import dtype_of, extremes, ops
 from ._checks import check_array, invalid
 from .typing import Tensor, Tokens
 
@@ -76,22 +76,42 @@ class Directions(NamedTuple):
         factor: what the tokens were scaled by first.
         inverse: what they were multiplied with then; 1 where there is no direction.
         absent: 1.0 where there is no direction, else 0.0.
+        ordinary: whether it is known that all lengths are, in range and beside each other.
     """
 
     tokens: Tokens
-    factor: Tensor
+    factor: Tensor | float
     inverse: Tensor
-    absent: Tensor
+    absent: Tensor | float
+    ordinary: bool
 
 
 def directions(tokens: Tokens, axis: int) -> Directions:
-    """The tokens' directions along `axis`."""
+    """The tokens' directions along `axis`.
+
+    Where looking is free and all lengths are ordinary, what makes no difference then is left out.
+    """
+    squared = _ordinary_squares(tokens, axis)
+    if squared is not None:
+        inverse = ops.rsqrt(squared)
+        return Directions(tokens * inverse, 1.0, inverse, 0.0, True)
     factor = scale(tokens, axis)
     scaled = tokens * factor
     squared = ops.sum(ops.square(scaled), axis=axis, keepdims=True)
     absent = ops.cast(squared == 0, "float32")
     inverse = ops.rsqrt(squared + absent)
-    return Directions(scaled * inverse, factor, inverse, absent)
+    return Directions(scaled * inverse, factor, inverse, absent, False)
+
+
+def _ordinary_squares(tokens: Tokens, axis: int) -> Tensor | None:
+    """The squared lengths, where all are known to be in range, and none to be short."""
+    found = extremes(tokens)
+    if found is None or not (-_LARGE < found[0] and found[1] < _LARGE):
+        return None
+    squared = ops.sum(ops.square(tokens), axis=axis, keepdims=True)
+    least, most = extremes(squared) or (0.0, 0.0)
+    ordinary = least > _SMALL**2 and least > _SHORT**2 * most
+    return squared if ordinary else None
 
 
 def in_proportion(values: Tensor, of: Directions) -> Tensor:
@@ -105,6 +125,8 @@ def in_proportion(values: Tensor, of: Directions) -> Tensor:
         values: one for each token, functions of its direction.
         of: the directions.
     """
+    if of.ordinary:
+        return values
     lengths = 1.0 / ops.stop_gradient(of.inverse) / (_UNIT * of.factor)
     present = lengths * (1.0 - of.absent)
     ordered = ops.sort(ops.reshape(present, (-1,)))

@@ -82,6 +82,9 @@ class Watch:
     def stepped(self) -> None:
         """After update()."""
         self.aligned = False
+        if not any(hasattr(p, "to_local") for p in self.few):
+            torch._foreach_copy_(self.values, self.few)
+            return
         for value, now in zip(self.values, self.few, strict=True):
             value.copy_(now)
 
