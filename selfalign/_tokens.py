@@ -106,7 +106,7 @@ def directions(tokens: Tokens, axis: int) -> Directions:
 def _ordinary_squares(tokens: Tokens, axis: int) -> Tensor | None:
     """The squared lengths, where all are known to be in range, and none to be short."""
     found = extremes(tokens)
-    if found is None or not (-_LARGE < found[0] and found[1] < _LARGE):
+    if found is None or not (found[0] > -_LARGE and found[1] < _LARGE):
         return None
     squared = ops.sum(ops.square(tokens), axis=axis, keepdims=True)
     least, most = extremes(squared) or (0.0, 0.0)
