@@ -178,8 +178,9 @@ class Look:
         """Embeddings whose indices stay the same at another time embed a condition."""
         if not self.call.unknown_embeddings:
             return
-        _, at_t = self._with_indices(self.at_t)
-        _, at_clean = self._with_indices(self.at_clean)
+        state = random_state()  # what is dropped falls alike in both
+        _, at_t = self._with_indices(self.at_t, begin=state)
+        _, at_clean = self._with_indices(self.at_clean, begin=state)
         for name in self.call.unknown_embeddings:
             if same_state(at_t.get(name), at_clean.get(name)):
                 self.call.condition_embeddings.add(name)
@@ -267,7 +268,9 @@ class Look:
             fix,
         )
 
-    def _with_indices(self, run: Callable[[], Any], trains: bool = False) -> tuple[Tokens, Indices]:
+    def _with_indices(
+        self, run: Callable[[], Any], trains: bool = False, begin: list[Any] | None = None
+    ) -> tuple[Tokens, Indices]:
         """The tokens without replaying, and the indices that the teacher's embeddings received."""
         found: Indices = {}
 
@@ -280,7 +283,7 @@ class Look:
                 hook = functools.partial(record, name)
                 handles.append(module.register_forward_pre_hook(hook))
         try:
-            return self.tokens(run, {}, trains=trains), found
+            return self.tokens(run, {}, begin, trains), found
         finally:
             for handle in handles:
                 handle.remove()

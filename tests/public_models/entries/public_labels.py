@@ -253,7 +253,6 @@ ENTRIES = [
         run=with_dropping,
         repository=TREAD,
         dropped=LABEL,
-        refused="between the tapped blocks half of the student's tokens, drawn at random, skip two",
     ),
     Entry(
         "TREAD's DiT, inside the route",
