@@ -117,7 +117,8 @@ def _teacher_bytes(align: SelfAlignment) -> int:
     """What the teacher holds beside the model: its own tensors and its averages, each once."""
     teacher: Any = align.teacher
     shared = {tensor.data_ptr() for tensor in _tensors_of(align.model)}
-    held = [*_tensors_of(teacher), *align.state_dict()["teacher"].values()]
+    averages = getattr(align._average, "beside", {})
+    held = [*_tensors_of(teacher), *averages.values()]
     own = {tensor.data_ptr(): tensor.nbytes for tensor in held}
     return sum(size for pointer, size in own.items() if pointer not in shared)
 
