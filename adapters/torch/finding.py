@@ -14,10 +14,11 @@ from .parts import Part
 from .probing import Probe, Unlike, check_order, find_streams, not_found, passed_over, same_order
 from .ragged import Following, lengths_like, shortened
 from .reading import Place, Runs
+from .repeating import kept_as_it_was
 from .replaying import Outputs, TeacherCall, run_until
 from .sharding import is_sharded
 from .stopping import evaluating
-from .student import Recorder, StudentPass, random_streams_kept
+from .student import Recorder, StudentPass
 from .tokens import Stream, TokenReader
 
 Run = Callable[[list[str], torch.Tensor], Outputs]  # paths of blocks, a sample -> their outputs
@@ -140,7 +141,7 @@ class Finder:
         blocks = [module.get_submodule(path) for path in self.blocks]
 
         def passing(sample: torch.Tensor) -> Outputs:
-            with passed_over(blocks), random_streams_kept():
+            with passed_over(blocks), kept_as_it_was(module):
                 return run(paths, sample)
 
         return Probe(passing, x, readers)

@@ -7,6 +7,7 @@ part of the sample alone. Text, time, class and padding tokens do not depend on 
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -148,6 +149,10 @@ def _replaced(output: Output, given: list[torch.Tensor]) -> Output:
     """
     if type(output) in (tuple, list):
         return type(output)(_replaced(part, given) for part in output)
+    if isinstance(output, dict):
+        replaced = copy.copy(output)
+        replaced.update({key: _replaced(part, given) for key, part in output.items()})
+        return replaced
     alike = [tensor for tensor in given if tensor.shape == getattr(output, "shape", None)]
     if not is_features(output) or not alike:
         return output

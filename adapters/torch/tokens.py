@@ -198,4 +198,7 @@ def shapes(output: Output) -> str:
         return f"shape {tuple(output.shape)}"
     if isinstance(output, (tuple, list)):
         return f"{type(output).__name__} of ({', '.join(map(shapes, output))})"
+    if isinstance(output, dict):
+        parts = (f"{key!r}: {shapes(part)}" for key, part in output.items())
+        return f"{type(output).__name__} of ({', '.join(parts)})"
     return type(output).__name__

@@ -239,3 +239,53 @@ def test_widths_that_are_none(model, width, kind, message):
     with pytest.raises(kind, match=message):
         SelfAlignment(model, SRA, width=width)
     assert not model._forward_pre_hooks
+
+
+# Lists as models have them
+
+
+class Trunk(torch.nn.Module):
+    """Blocks in a container of the caller's, and one list that holds None."""
+
+    def __init__(self, container):
+        super().__init__()
+        self.blocks = container
+        self.skips = torch.nn.ModuleList([torch.nn.Linear(8, 8), None, torch.nn.LayerNorm(8)])
+
+    def train(self, mode=True):
+        super().train(mode)  # and gives back nothing
+
+    def forward(self, x, t):
+        for block in self.blocks.values() if hasattr(self.blocks, "values") else self.blocks:
+            for layer in block if isinstance(block, torch.nn.ModuleList) else [block]:
+                x = x + torch.tanh(layer(x)) * (1 + t[:, None, None])
+        return x
+
+
+def layers(count):
+    return [torch.nn.Sequential(torch.nn.LayerNorm(8), torch.nn.Linear(8, 8)) for _ in range(count)]
+
+
+def align_once(model, **options):
+    align = SelfAlignment(model, selfalign.SRALoss(student_layer=2, teacher_layer=4), **options)
+    x0, noise, t = torch.randn(3, 5, 8), torch.randn(3, 5, 8), torch.rand(3)
+    model(align.path.add_noise(x0, noise, t), t)
+    align(x0, noise, t).backward()
+    return align.taps
+
+
+def test_a_dict_of_blocks_is_a_list_of_them():
+    names = [f"block_{number}" for number in range(5)]
+    model = Trunk(torch.nn.ModuleDict(zip(names, layers(5), strict=True)))
+    assert align_once(model) == ["blocks.block_1", "blocks.block_3"]
+
+
+def test_lists_of_lists_are_never_called():
+    model = Trunk(torch.nn.ModuleList(torch.nn.ModuleList(layers(2)) for _ in range(5)))
+    message = (
+        r"must be a module that is called. Received: 'blocks.1', a ModuleList of 2 modules. Pass "
+        r"paths of modules that are, such as taps=\('blocks.1.1', 'blocks.3.1'\)."
+    )
+    with pytest.raises(ValueError, match=message):
+        align_once(model)
+    assert align_once(model, taps=("blocks.1.1", "blocks.3.1")) == ["blocks.1.1", "blocks.3.1"]

@@ -3,12 +3,21 @@
 Where that cannot be repeated the model is refused.
 """
 
+import functools
 import random
 
 import numpy
 import pytest
 import torch
-from dit_models import DiT, MaskedLabelDiT, PythonRandomDiT, ShiftedLabelDiT, TimeTableDiT, seen
+from dit_models import (
+    Block,
+    DiT,
+    MaskedLabelDiT,
+    PythonRandomDiT,
+    ShiftedLabelDiT,
+    TimeTableDiT,
+    seen,
+)
 
 import selfalign
 from selfalign.adapters.torch import SelfAlignment
@@ -188,3 +197,185 @@ def test_sampling_with_the_teacher_is_not_replayed(loss, batch, make_loop):
     looked_up = received(loop.align.teacher.y_embedder.embedding_table)
     loop.align.teacher(*seen(batch))
     assert torch.equal(looked_up[-1], batch[3])
+
+
+# What training mode draws, and what it makes of the features
+
+
+class Drawing(DiT):
+    """Draws in its forward, in one of many ways."""
+
+    def __init__(self, way, **options):
+        super().__init__(**options)
+        self.way = way
+        self.generator = torch.Generator().manual_seed(0)
+        self.null = torch.nn.Parameter(torch.randn(16))
+
+    def kept(self, *shape):
+        own = self.generator if self.way.endswith("own generator") else None
+        return torch.rand(*shape, generator=own) < 0.5
+
+    def forward(self, x, t, y):
+        size = len(x)
+        if self.training and self.way.startswith("labels"):
+            y = torch.where(self.kept(size), 10, y)
+        x, c = self.embed(x, t, y)
+        if self.training and self.way.startswith("null"):
+            c = torch.where(self.kept(size)[:, None], self.null, c)
+        if self.training and self.way == "masked tokens":
+            x = torch.where(self.kept(size, 5)[..., None], self.null, x)
+        if self.way == "noise in both modes":
+            x = x + torch.randn_like(x)
+        if self.way == "functional dropout":
+            x = torch.nn.functional.dropout(x, 0.2, self.training)
+        if self.training and self.way == "another scale":
+            x = 2 * x
+        for number, block in enumerate(self.blocks):
+            if self.training and self.way == "late" and number == 1:
+                c = c * self.kept(size, 1)
+            if self.training and self.way == "routed later" and number == 2:
+                x = x[:, torch.rand(5).argsort()]
+            x = block(x, c)
+        return self.final_layer(x)
+
+
+REPEATED = ("labels", "labels, own generator", "noise in both modes", "functional dropout")
+REFUSED = ("null", "null, own generator", "masked tokens", "late")
+
+
+def train(align, batch, steps=3):
+    parameters = [*align.model.parameters(), *align.projector.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.01)
+    for _ in range(steps):
+        align.model(*seen(batch))
+        align(*batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        align.update()
+    return align.step
+
+
+@pytest.mark.parametrize("way", [*REPEATED, "routed later"])
+def test_what_can_be_repeated_is(loss, batch, way):
+    assert train(SelfAlignment(Drawing(way), loss), repeated(batch)) == 3
+
+
+@pytest.mark.parametrize("way", REFUSED)
+def test_what_cannot_be_repeated_is_refused(loss, batch, way):
+    message = r"gave other tokens where the model draws random numbers. Drop labels, or draw"
+    with pytest.raises(ValueError, match=message):
+        train(SelfAlignment(Drawing(way), loss), repeated(batch))
+
+
+def test_what_training_mode_does_to_the_features_is_refused(loss, batch):
+    align = SelfAlignment(Drawing("another scale"), loss)
+    message = r"gave (tokens that are off by|other tokens)"
+    with pytest.raises(ValueError, match=message):
+        train(align, batch)
+
+
+def test_noise_in_both_modes_is_the_students_in_the_teacher(loss, batch):
+    """The same random numbers on both sides, and the stream goes on as without the term."""
+    model = Drawing("noise in both modes")
+    align = SelfAlignment(model, loss)
+    inputs = []
+    for side in (model, align.teacher):
+        side.blocks[0].register_forward_pre_hook(lambda m, args: inputs.append(args[0]))
+    for _ in range(2):
+        model(*seen(batch))
+        student = inputs[-1]
+        stream = torch.get_rng_state()
+        align(*batch, u=torch.zeros(4))
+        assert torch.equal(torch.get_rng_state(), stream)
+        torch.testing.assert_close(inputs[-1], student)
+
+
+class ClosedGates(Block):
+    """As adaLN-Zero: at first no block shows its condition."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        torch.nn.init.zeros_(self.modulation.weight)
+        torch.nn.init.zeros_(self.modulation.bias)
+
+
+def test_gates_at_zero_only_hide_a_condition_for_some_steps(loss, batch):
+    align = SelfAlignment(Drawing("null", block=ClosedGates), loss)
+    with pytest.raises(ValueError, match="draws random numbers"):
+        train(align, repeated(batch), steps=9)
+    assert 0 < align.step < 8
+
+
+# The weights
+
+
+ELSEWHERE = {}
+
+
+def hold(model, way):
+    """A hook on the second block that runs the first block's layer."""
+    layer = model.blocks[0].proj
+    ELSEWHERE["layer"] = layer
+
+    def closure(module, args, output):
+        return output + layer(output)
+
+    def default(module, args, output, held=layer):
+        return output + held(output)
+
+    def of_partial(held, module, args, output):
+        return output + held(output)
+
+    def elsewhere(module, args, output):
+        return output + ELSEWHERE["layer"](output)
+
+    ways = {
+        "closure": closure,
+        "default": default,
+        "partial": functools.partial(of_partial, layer),
+        "elsewhere": elsewhere,
+    }
+    model.blocks[1].register_forward_hook(ways[way])
+
+
+@pytest.mark.parametrize("way", ["closure", "default", "partial"])
+def test_hooks_that_hold_a_layer_hold_the_copys_in_the_teacher(loss, batch, way):
+    model = DiT()
+    hold(model, way)
+    align = SelfAlignment(model, loss)
+    assert train(align, batch) == 3
+    before = align.teacher(*seen(batch))
+    torch.nn.init.normal_(model.blocks[0].proj.weight)
+    assert torch.equal(align.teacher(*seen(batch)), before)
+
+
+def test_a_layer_that_cannot_be_seen_in_a_function_is_noticed(loss, batch):
+    model = DiT()
+    hold(model, "elsewhere")
+    message = (
+        r"gave tokens that change with the student's weights. Look for functions and hooks that "
+        r"hold a module"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(SelfAlignment(model, loss), batch)
+
+
+def test_forwards_replaced_before_attaching_run_the_teachers_weights(loss, batch):
+    """As diffusers' hooks for offloading and casting do."""
+    model = DiT()
+    for block in model.blocks:
+        plain = block.forward
+        block.forward = functools.partial(lambda plain, *args: plain(*args), plain)
+    align = SelfAlignment(model, loss)
+    assert train(align, batch) == 3
+
+
+class Uncopied(DiT):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("no copies")
+
+
+def test_a_model_that_cannot_be_copied(loss):
+    message = r"one that copy.deepcopy copies: .* Received: RuntimeError: no copies. Build Self"
+    with pytest.raises(ValueError, match=message):
+        SelfAlignment(Uncopied(), loss)

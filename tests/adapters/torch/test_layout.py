@@ -264,3 +264,24 @@ def test_a_second_time_is_refused_unless_it_is_a_condition(loss, batch, share):
     align = SelfAlignment(align.model, loss, call=call)
     align.model(x_t, t, r, y)
     assert align(*batch, r).item() > 0
+
+
+class PerToken(DiT):
+    """Told a time for each token."""
+
+    def forward(self, x, t, y, keep=None):
+        return super().forward(x, t[:, 0], y)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1, 0, 2]])
+@pytest.mark.parametrize("keep", [None, torch.ones(4, dtype=torch.bool), torch.ones(4)])
+def test_what_fits_by_a_cast_is_no_time(loss, batch, labels, keep):
+    align = SelfAlignment(PerToken(), loss)
+    x_t, t, _ = seen(batch)
+    u = torch.rand(4)
+    align.model(x_t, t[:, None].expand(4, 5), torch.tensor(labels), keep)
+    times = []
+    align.teacher.register_forward_pre_hook(lambda m, args: times.append(args[1]))
+    align(*batch[:3], u=u)
+    expected = align.loss.teacher_time(t, u)
+    torch.testing.assert_close(times[-1], expected[:, None].expand(4, 5))

@@ -1,0 +1,409 @@
+"""What is aligned is the sample's, on models that keep other tokens beside it or other orders."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import selfalign
+from selfalign.adapters.torch import SelfAlignment
+from selfalign.adapters.torch.reading import Changes, Undecided, find_reading
+
+WIDTH = 16
+SRA = selfalign.SRALoss(student_layer=2, teacher_layer=4)
+SIZES = (3, 5, 4)  # of a batch of samples
+
+
+class Block(nn.Module):
+    """Attention mixes all tokens, so that after it everything depends on the sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, tokens):
+        x = self.norm(tokens)
+        tokens = tokens + self.attention(x, x, x, need_weights=False)[0]
+        return tokens + torch.tanh(self.layer(self.norm(tokens)))
+
+
+class Model(nn.Module):
+    """Its blocks run on what `embed` gives: tokens [B, M, D]."""
+
+    def __init__(self, block=Block):
+        super().__init__()
+        self.embed_x = nn.Linear(4, WIDTH)
+        self.embed_t = nn.Linear(1, WIDTH)
+        self.extra = nn.Parameter(torch.randn(2, WIDTH))
+        self.blocks = nn.ModuleList(block() for _ in range(5))
+
+    def time(self, t):
+        return self.embed_t(t[:, None])[:, None]
+
+    def beside(self, x):
+        return self.extra.expand(len(x), -1, -1)
+
+    def embed(self, x, t):
+        return self.embed_x(x) + self.time(t)
+
+    def forward(self, x, t):
+        tokens = self.embed(x, t)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+    def aligned(self, x, t):
+        """By hand: the sample's tokens after the second block."""
+        return self.blocks[1](self.blocks[0](self.embed(x, t)))
+
+
+class Registers(Model):
+    def embed(self, x, t):
+        return torch.cat([super().embed(x, t), self.beside(x)], 1)
+
+    def aligned(self, x, t):
+        return super().aligned(x, t)[:, :5]
+
+
+class TimeToken(Model):
+    def embed(self, x, t):
+        return torch.cat([self.time(t), self.embed_x(x)], 1)
+
+    def aligned(self, x, t):
+        return super().aligned(x, t)[:, 1:]
+
+
+class InTheMiddle(Model):
+    def embed(self, x, t):
+        tokens = super().embed(x, t)
+        return torch.cat([tokens[:, :2], self.beside(x), tokens[:, 2:]], 1)
+
+    def aligned(self, x, t):
+        return super().aligned(x, t)[:, [0, 1, 4, 5, 6]]
+
+
+class Padding(Model):
+    def embed(self, x, t):
+        return torch.cat([super().embed(x, t), torch.zeros(len(x), 3, WIDTH)], 1)
+
+    def aligned(self, x, t):
+        return super().aligned(x, t)[:, :5]
+
+
+class History(Model):
+    """As many tokens of the past as the sample has, in the same embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("past", torch.randn(1, 5, 4))
+
+    def embed(self, x, t):
+        past = self.embed_x(self.past).expand(len(x), -1, -1)
+        return torch.cat([past, super().embed(x, t)], 1)
+
+    def aligned(self, x, t):
+        return super().aligned(x, t)[:, 5:]
+
+
+class Aux(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, tokens):
+        tokens = self.block(tokens)
+        return tokens, tokens.mean()
+
+
+class WithAux(Model):
+    def __init__(self):
+        super().__init__(Aux)
+
+    def forward(self, x, t):
+        tokens = self.embed(x, t)
+        for block in self.blocks:
+            tokens, _ = block(tokens)
+        return tokens
+
+    def aligned(self, x, t):
+        return self.blocks[1](self.blocks[0](self.embed(x, t))[0])[0]
+
+
+class SequenceFirst(Model):
+    """torch's own default: [N, B, D]."""
+
+    def __init__(self):
+        super().__init__()
+        layers = (nn.TransformerEncoderLayer(WIDTH, 2, 32, 0.0) for _ in range(5))
+        self.blocks = nn.ModuleList(layers)
+
+    def embed(self, x, t):
+        return super().embed(x, t).transpose(0, 1)
+
+    def aligned(self, x, t):
+        return super().aligned(x, t).transpose(0, 1)
+
+
+class Convolution(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.norm = nn.GroupNorm(1, WIDTH)
+        self.layer = kind(WIDTH, WIDTH, 3, padding=1)
+
+    def forward(self, x):
+        return x + torch.tanh(self.layer(self.norm(x)))
+
+
+class ChannelsFirst(Model):
+    """[B, D, L], where L may be D."""
+
+    def __init__(self):
+        super().__init__(lambda: Convolution(nn.Conv1d))
+
+    def embed(self, x, t):
+        return super().embed(x, t).transpose(1, 2)
+
+    def aligned(self, x, t):
+        return super().aligned(x, t).transpose(1, 2)
+
+
+class Joint(nn.Module):
+    """Text and picture of equal length, in either order, in a tuple, a list or a dict."""
+
+    def __init__(self, text_first, kind):
+        super().__init__()
+        self.block = Block()
+        self.text_first = text_first
+        self.kind = kind
+
+    def forward(self, image, text):
+        tokens = self.block(torch.cat([image, text], 1))
+        parts = tokens[:, :5], tokens[:, 5:]
+        if self.kind is dict:
+            return dict(zip(("image", "text"), parts, strict=True))
+        return self.kind(reversed(parts) if self.text_first else parts)
+
+
+class TwoStreams(Model):
+    def __init__(self, text_first, kind):
+        super().__init__(lambda: Joint(text_first, kind))
+        self.text_first = text_first
+        self.register_buffer("text", torch.randn(1, 5, WIDTH))
+
+    def streams(self, x, t, blocks):
+        image, text = self.embed(x, t), self.text.expand(len(x), -1, -1)
+        for block in blocks:
+            parts = block(image, text)
+            parts = list(parts.values()) if isinstance(parts, dict) else list(parts)
+            image, text = reversed(parts) if self.text_first else parts
+        return image
+
+    def forward(self, x, t):
+        return self.streams(x, t, self.blocks)
+
+    def aligned(self, x, t):
+        return self.streams(x, t, self.blocks[:2])
+
+
+CASES = {
+    "registers": (Registers, SIZES),
+    "a time token": (TimeToken, SIZES),
+    "others in the middle": (InTheMiddle, SIZES),
+    "padding": (Padding, SIZES),
+    "history": (History, SIZES),
+    "something beside": (WithAux, SIZES),
+    "sequence first": (SequenceFirst, SIZES),
+    "sequence first, N = B": (SequenceFirst, (5, 5, 4)),
+    "sequence first, B = 1": (SequenceFirst, (1, 5, 4)),
+    "channels first": (ChannelsFirst, (3, 10, 4)),
+    "channels first, L = D": (ChannelsFirst, (3, WIDTH, 4)),
+    "N = B": (TimeToken, (5, 5, 4)),
+    "B = 1": (TimeToken, (1, 5, 4)),
+} | {
+    f"two streams, {'text first, ' * first}{kind.__name__}": (
+        lambda first=first, kind=kind: TwoStreams(first, kind),
+        SIZES,
+    )
+    for first, kind in ((False, tuple), (True, tuple), (True, list), (False, dict))
+}
+
+
+def run(model, align, sizes, steps=2):
+    """The sample's tokens by hand, and those that the head received, in the last step."""
+    received = []
+    align.projector.register_forward_hook(lambda m, args, out: received.append(args[0].detach()))
+    for _ in range(steps):
+        x0 = torch.randn(sizes)
+        noise = torch.randn(sizes)
+        t = torch.rand(len(x0))
+        x_t = selfalign.paths.Linear().add_noise(x0, noise, t)
+        model(x_t, t)
+        align(x0, noise, t).backward()
+    with torch.no_grad():
+        return model.aligned(x_t, t), received[-1]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_samples_tokens_alone_are_aligned(case):
+    make, sizes = CASES[case]
+    model = make()
+    expected, received = run(model, SelfAlignment(model, SRA), sizes)
+    torch.testing.assert_close(received, expected)
+
+
+def test_so_they_are_without_a_teacher():
+    model = InTheMiddle()
+    loss = selfalign.LayerSyncLoss(student_layer=2, teacher_layer=4, projector=True)
+    expected, received = run(model, SelfAlignment(model, loss), SIZES)
+    torch.testing.assert_close(received, expected)
+
+
+def test_another_number_of_tokens_is_found_anew():
+    model = Registers()
+    align = SelfAlignment(model, SRA)
+    for size in (5, 7, 5):
+        x0, noise, t = torch.randn(3, size, 4), torch.randn(3, size, 4), torch.rand(3)
+        model(align.path.add_noise(x0, noise, t), t)
+        align(x0, noise, t, loss_mask=torch.ones(3, size)).backward()
+
+
+def test_select_must_take_the_samples_tokens_only():
+    model = TimeToken()
+    align = SelfAlignment(model, SRA, select=lambda output: output)
+    message = (
+        r"select= must take the sample's tokens only. Received: blocks.1: 6 tokens, of which 5 "
+        r"depend on the sample. Leave select= out: .* keep these: \[:, 1:6\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(model, align, SIZES)
+    align.detach()
+    align = SelfAlignment(model, SRA, select=lambda output: output[:, 1:6])
+    expected, received = run(model, align, SIZES)
+    torch.testing.assert_close(received, expected)
+
+
+class SpaceTime(Model):
+    """Blocks over positions and over frames in turn: [(B F), S, D] and [(B S), F, D]."""
+
+    def forward(self, x, t):
+        tokens = self.embed_x(x) + self.time(t)[:, None]
+        for number, block in enumerate(self.blocks):
+            if number % 2:
+                tokens = tokens.transpose(1, 2)
+            shape = tokens.shape
+            tokens = block(tokens.reshape(-1, *shape[2:])).reshape(shape)
+            if number % 2:
+                tokens = tokens.transpose(1, 2)
+        return tokens
+
+
+@pytest.mark.parametrize("frames", [3, 4])
+def test_blocks_over_space_and_over_time_are_not_mixed(frames):
+    sizes = (2, frames, 4, 4)
+    x0, noise, t = torch.randn(sizes), torch.randn(sizes), torch.rand(2)
+    model = SpaceTime()
+
+    def term(loss, **options):
+        with SelfAlignment(model, loss, **options) as align:
+            model(align.path.add_noise(x0, noise, t), t)
+            return align(x0, noise, t, loss_mask=torch.ones(2, 4 * frames)).item()
+
+    message = (
+        r"in one order. Received: token \d+ of blocks.0, which is token \d+ of blocks.3. Tap two "
+        r"blocks alike, such as taps=\('blocks.0', 'blocks.(2|4)'\), in place of"
+    )
+    mixed = selfalign.SRALoss(student_layer=1, teacher_layer=4)
+    with pytest.raises(ValueError, match=message) as caught:
+        term(mixed)
+    advised = str(caught.value).split("taps=")[1].split(", in place")[0]
+    assert term(mixed, taps=eval(advised)) > 0
+    assert term(SRA) > 0  # two blocks over time
+
+
+class Refined(Model):
+    """A refiner of the text, of blocks like the trunk's."""
+
+    def __init__(self):
+        super().__init__()
+        self.refiner = nn.ModuleList(Block() for _ in range(2))
+        self.register_buffer("text", torch.randn(1, 3, WIDTH))
+
+    def embed(self, x, t):
+        text = self.text.expand(len(x), -1, -1)
+        for block in self.refiner:
+            text = block(text)
+        return torch.cat([text, super().embed(x, t)], 1)
+
+    def aligned(self, x, t):
+        return super().aligned(x, t)[:, 3:]
+
+
+def test_a_list_that_the_sample_does_not_run_through_is_refused():
+    model = Refined()
+    align = SelfAlignment(
+        model, selfalign.SRALoss(student_layer=1, teacher_layer=2), blocks="refiner"
+    )
+    message = (
+        r"must be the sample's. Received: refiner.0, whose tokens do not depend on the sample. "
+        r"Pass blocks='blocks'."
+    )
+    with pytest.raises(ValueError, match=message):
+        run(model, align, SIZES)
+    align.detach()
+    expected, received = run(model, SelfAlignment(model, SRA, blocks="blocks"), SIZES)
+    torch.testing.assert_close(received, expected)
+
+
+class Packed(Model):
+    """Samples of one sequence, without an axis of their own."""
+
+    def forward(self, x, t):
+        tokens = self.embed(x, t).flatten(0, 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+
+def test_tokens_without_a_batch_are_refused():
+    model = Packed()
+    align = SelfAlignment(model, SRA)
+    message = (
+        r"Received: blocks.1: shape \(15, 16\); no part of it is \[B, N, D\]. Pass select=, .* "
+        r"such as select=lambda output: output\[None\]."
+    )
+    with pytest.raises(ValueError, match=message):
+        run(model, align, SIZES)
+
+
+# How tokens lie in a tensor, told by what changes
+
+AXES = st.sampled_from(["b n d", "n b d", "b d n"])
+
+
+@given(AXES, st.integers(2, 4), st.lists(st.booleans(), min_size=3, max_size=7), st.integers(5, 9))
+def test_tokens_are_found_in_any_order_of_axes(axes, batch, mine, width):
+    places = torch.tensor(mine)
+    places[0] = True  # the sample has one token at least
+    tokens = torch.rand(batch, len(mine), width) + 1
+    order = [axes.split().index(name) for name in "bnd"]
+
+    def arranged(change):
+        return (tokens * change[..., None]).permute(*(order.index(axis) for axis in range(3)))
+
+    first = torch.zeros(batch, len(mine))
+    first[0] = places
+    spot = torch.zeros(batch, len(mine))
+    spot[:, 0] = 1.0
+    changes = Changes(arranged(first), arranged(places.expand(batch, -1)), [arranged(spot)])
+    reading = find_reading(changes, batch, [width])
+    whole = arranged(torch.ones(batch, len(mine)))
+    torch.testing.assert_close(reading(whole), tokens[:, places])
+
+
+def test_what_changes_everywhere_tells_nothing():
+    everywhere = torch.ones(3, 5, 5)
+    with pytest.raises(Undecided, match="no axis of it is the samples'"):
+        find_reading(Changes(everywhere, everywhere, [everywhere]), 3, [5])
