@@ -140,7 +140,8 @@ def _elements(modules: BlockList) -> dict[str, nn.Module]:
 def _holds_blocks(modules: nn.ModuleDict) -> bool:
     """Whether a dict holds modules with parts, not lists and not single layers."""
     elements = _elements(modules).values()
-    return not any(isinstance(m, BlockList) or not m._modules for m in elements)
+    lists = (nn.ModuleList, nn.ModuleDict)
+    return not any(isinstance(m, lists) or not m._modules for m in elements)
 
 
 def _alike(modules: BlockList) -> bool:
