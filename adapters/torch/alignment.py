@@ -65,9 +65,9 @@ class SelfAlignment(Attached):
             yourself (a module; torch's AveragedModel; ema-pytorch's, timm's or diffusers' EMA):
             `update()` then only counts steps.
         checks: "on": see that student and teacher are called alike (on the CPU in each step,
-            elsewhere in the first), and, before the first term, that what the model drops of its
-            condition in training is dropped on both sides. "finite": also look at all features in
-            every step (a host sync) and raise where one is not finite. "off": neither.
+            elsewhere in the first), and, in the first steps, that the teacher repeats the student's
+            forward on weights of its own. "finite": also look at all features in every step (a
+            host sync) and raise where one is not finite. "off": neither.
 
     Attributes:
         projector: the head, a module; of a list, the heads by name.
