@@ -107,7 +107,7 @@ def features(
                 forward = functools.partial(_forward, base, run, t[part], args, kwargs)
                 outputs = forward(found, x[part])
                 _learn(base, readers, forward, x[part], outputs)
-                batches.append([_tokens(readers[w], outputs[w], mean) for w in found])
+                batches.append([_tokens(readers[w], outputs[w], x[part], mean) for w in found])
             result[time] = [torch.cat(layer) for layer in zip(*batches, strict=True)]
     return result
 
@@ -163,7 +163,7 @@ def _learn(
     outputs: dict[str, Output],
 ) -> None:
     """Find out where the sample's tokens are, where it is not known yet."""
-    if all(reader.knows(outputs[where]) for where, reader in readers.items()):
+    if all(reader.knows(outputs[where], x) for where, reader in readers.items()):
         return
     blocks = [model.get_submodule(path) for path in mixing_blocks(model, list(readers))]
 
@@ -176,7 +176,7 @@ def _learn(
         reader.learn(stream)
 
 
-def _tokens(reader: TokenReader, output: Output, mean: bool) -> torch.Tensor:
+def _tokens(reader: TokenReader, output: Output, x: torch.Tensor, mean: bool) -> torch.Tensor:
     """One block's tokens [B, N, D], or their means [B, D], on the CPU."""
-    tokens = reader(output).float()
+    tokens = reader(output, x).float()
     return (tokens.mean(1) if mean else tokens).cpu()

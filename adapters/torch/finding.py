@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from selfalign.adapting import invalid
+
 from .arguments import Batch
 from .blocks import block_lists
 from .parts import Part
@@ -51,6 +53,7 @@ class Finder:
         self.parts = parts
         self.recorder = recorder
         self.call = call
+        self.ran = False
 
     @torch.no_grad()
     def __call__(self, batch: Batch, seen: StudentPass) -> None:
@@ -59,10 +62,14 @@ class Finder:
         Raises:
             ValueError: that cannot be told, or student and target have them in different orders.
         """
+        if self.ran and is_sharded(self.model):
+            raise self._other_shapes(batch)
+        self.ran = True
         found = self._runner(batch, seen)
         if found is None:
             for part in self.parts:
-                part.student.learn(part.student.by_shape(seen.outputs[part.student.where]))
+                output = seen.outputs[part.student.where]
+                part.student.learn(part.student.by_shape(output, batch.x0))
             return
         x, run = found
         readers = [reader for part in self.parts for reader in part.readers()]
@@ -73,10 +80,21 @@ class Finder:
             raise error.with_fix(self._lists_of_the_sample(x, run)) from None
         for reader, stream in zip(probe.readers, streams, strict=True):
             reader.learn(self._followed(batch, seen, probe, reader, stream))
+            reader.any_size = is_sharded(self.model)
         for part in self.parts:
             if part.target in probe.readers:
                 others = functools.partial(self._alike, x, run, part.student, part.target)
                 check_order(probe, part.student, part.target, others)
+
+    def _other_shapes(self, batch: Batch) -> ValueError:
+        """A sharded model runs on all processes at once, and only one of them may need it."""
+        return invalid(
+            "A sharded model must keep the shapes of its first step where other tokens stand "
+            "beside the sample's",
+            f"samples {tuple(batch.x0.shape[1:])}, or text of another length",
+            "Pad text to one length, or pass select=, a function from the block's output to the "
+            "sample's tokens [B, N, D].",
+        )
 
     def _followed(
         self, batch: Batch, seen: StudentPass, probe: Probe, reader: TokenReader, stream: Stream

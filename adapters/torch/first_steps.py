@@ -102,7 +102,7 @@ def _teacher_tokens(term: Term, batch: Batch, seen: StudentPass) -> list[torch.T
     call: Any = term.call
     outputs = call(batch, seen, term.law.over)
     taught = [part for part in term.parts if part.from_teacher]
-    return [term.read(part.target, outputs, seen) for part in taught]
+    return [term.read(part.target, outputs, batch, seen) for part in taught]
 
 
 def _check_independent(tokens: torch.Tensor, expected: torch.Tensor) -> None:

@@ -125,6 +125,7 @@ class Look:
         self.readers = readers
         self.students = students
         self.seen = seen
+        self.x0 = batch.x0
         self.device = batch.t.device
         self.sharded = is_sharded(call.teacher)
         self.taps = {path: call.teacher.get_submodule(path) for path in readers}
@@ -158,7 +159,9 @@ class Look:
             if path not in outputs:
                 raise never_ran(path)
         called = self.seen.call
-        return {path: self.readers[path](output, called) for path, output in outputs.items()}
+        return {
+            path: self.readers[path](output, self.x0, called) for path, output in outputs.items()
+        }
 
     def differ(
         self,

@@ -47,6 +47,7 @@ class Probe:
 
     def __init__(self, run: Run, x: torch.Tensor, readers: Iterable[TokenReader]) -> None:
         self.batch = len(x)
+        self.sample = x.shape[1:]
         self.grid = tuple(x.shape[2:])
         self.outputs = run(x)
         self.readers = [reader for reader in readers if reader.where in self.outputs]
@@ -89,7 +90,7 @@ class Probe:
         ((place, change),) = changes.items()
         reading = find_reading(change, self.batch, reader.widths(), self.grid)
         tensor = reader.features(self.outputs[reader.where])[place]
-        return Stream(place, reading, tensor.shape)
+        return Stream(place, reading, tensor.shape, self.sample)
 
     def has_sample(self, reader: TokenReader) -> bool:
         """Whether this block's output has the sample's tokens."""

@@ -188,9 +188,10 @@ def _replaced(pairs: list[tuple[torch.Tensor, torch.Tensor | None]]) -> Iterator
                 part.detach().copy_(value)
         yield
     finally:
-        for tensor, data in pointed:
+        # in reverse: a tensor that is tied stands there twice
+        for tensor, data in reversed(pointed):
             tensor.data = data
-        for part, before in written:
+        for part, before in reversed(written):
             part.copy_(before)
 
 

@@ -131,16 +131,15 @@ class Recorder(Hooks):
         if self.alive and self.running is not None and args:
             self.running.indices.setdefault(name, []).append(args[0])
 
-    def _mark(self, *_: Any) -> None:
+    def _mark(self, output: Output = None) -> None:
         if torch.compiler.is_compiling() or not self.alive:
             return
         if self.watches_draws and self.running is not None:
             self.running.random_states.append(random_state())
+            self.running.predicted = [tensor.shape for _, tensor in tensors_by_place(output)]
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Output) -> None:
-        self._mark()
-        if self.watches_draws and self.running is not None and not torch.compiler.is_compiling():
-            self.running.predicted = [tensor.shape for _, tensor in tensors_by_place(output)]
+        self._mark(output)
         self.running = None
 
     @contextmanager

@@ -130,7 +130,7 @@ class Term:
         if self.call is not None:
             self._run_teacher(batch, seen, students, targets)
         with precision(x0.device, seen.autocast):
-            term = self._total(seen, students, targets, mask)
+            term = self._total(batch, seen, students, targets, mask)
         if self.finite:
             first_steps.check_finite(self.metrics)
         self.terms += trains
@@ -185,26 +185,11 @@ class Term:
         """The student's tokens of each objective."""
         students = {}
         for part in self.parts:
-            output = seen.outputs[part.student.where]
-            plain = part.student.plain
-            if not (plain and getattr(output, "shape", ())[1:] in plain):
-                self._find_tokens(batch, seen, part, trains)
-            tokens = self.read(part.student, seen.outputs, seen)
+            tokens = self.read(part.student, seen.outputs, batch, seen)
             if trains and not tokens.requires_grad:
                 raise no_gradient(part.student.where)
             students[part.name] = tokens
         return students
-
-    def _find_tokens(self, batch: Batch, seen: StudentPass, part: Part, trains: bool) -> None:
-        """Find out where the sample's tokens are, unless this is known of such outputs."""
-        output = seen.outputs[part.student.where]
-        if part.student.knows(output):
-            return
-        features = [tensor for _, tensor in features_in(output)]
-        if trains and features and not any(tensor.requires_grad for tensor in features):
-            raise no_gradient(part.student.where)
-        with precision(batch.t.device, self._teachers_precision(seen)):
-            self.finder(batch, seen)
 
     def _run_teacher(
         self, batch: Batch, seen: StudentPass, students: Tokens, targets: Tokens
@@ -226,10 +211,11 @@ class Term:
             outputs = call(batch, seen, self.law.over and trains)
         for part in self.parts:
             if part.from_teacher:
-                targets[part.name] = self.read(part.target, outputs, seen)
+                targets[part.name] = self.read(part.target, outputs, batch, seen)
 
     def _total(
         self,
+        batch: Batch,
         seen: StudentPass,
         students: Tokens,
         targets: Tokens,
@@ -242,7 +228,7 @@ class Term:
             student = students[part.name]
             target = targets.get(part.name)
             if part.from_later_layer:
-                target = self.read(part.target, seen.outputs, seen).detach()
+                target = self.read(part.target, seen.outputs, batch, seen).detach()
             part_mask = mask
             if part.from_teacher and self.fraction < 1.0 and target is not None:
                 if mask is not None:
@@ -260,14 +246,26 @@ class Term:
             self.metrics |= metrics
         return total
 
-    def read(self, reader: Any, outputs: Outputs, seen: StudentPass) -> Any:
+    def read(self, reader: Any, outputs: Outputs, batch: Batch, seen: StudentPass) -> Any:
         """The tokens [B, N, D] that `reader` takes out of its block's output."""
         output = outputs.get(reader.where)
         if output is None:
             raise first_steps.never_reached(reader.where)
-        if reader.plain and getattr(output, "shape", ())[1:] in reader.plain:
+        shape = getattr(output, "shape", ())
+        if (*batch.x0.shape[1:], *shape[1:]) in reader.plain:
             return output
-        return reader(output, seen.call)
+        if not reader.knows(output, batch.x0):
+            self._find_tokens(reader.where, outputs, batch, seen)
+        return reader(output, batch.x0, seen.call)
+
+    def _find_tokens(self, where: str, outputs: Outputs, batch: Batch, seen: StudentPass) -> None:
+        """Find out where the sample's tokens are."""
+        features = [tensor for _, tensor in features_in(outputs[where])]
+        trains = torch.is_grad_enabled() and outputs is seen.outputs
+        if trains and features and not any(tensor.requires_grad for tensor in features):
+            raise no_gradient(where)
+        with precision(batch.t.device, self._teachers_precision(seen)):
+            self.finder(batch, seen)
 
     def remove(self) -> None:
         """Take the hooks off the teacher."""

@@ -28,22 +28,34 @@ class Stream(NamedTuple):
         place: of the tensor in the output.
         reading: how the tokens lie in it.
         shape: the tensor's, when this was found.
+        sample: sizes of a sample then, without the batch's.
         following: takes them out where they follow each sample's own text.
     """
 
     place: Place
     reading: Reading
     shape: torch.Size
+    sample: torch.Size
     following: Following | None = None
 
-    def fits(self, streams: dict[Place, torch.Tensor]) -> bool:
-        """Whether an output has this stream, in whatever number of samples."""
+    def fits(self, streams: dict[Place, torch.Tensor], sample: torch.Size, any_size: bool) -> bool:
+        """Whether an output has this stream, in whatever number of samples.
+
+        Args:
+            streams: the output's.
+            sample: sizes of a sample.
+            any_size: whether there may be more or fewer tokens, where all are the sample's.
+        """
         tensor = streams.get(self.place)
         if tensor is None or tensor.ndim != len(self.shape):
             return False
-        samples = self.reading.axes[0]
+        free = {self.reading.axes[0]}
+        if any_size and self.reading.places is None:
+            free.update(self.reading.axes[1:-1])
+        elif sample != self.sample:
+            return False
         pairs = enumerate(zip(tensor.shape, self.shape, strict=True))
-        return all(size == mine or axis == samples for axis, (size, mine) in pairs)
+        return all(size == mine or axis in free for axis, (size, mine) in pairs)
 
 
 class TokenReader:
@@ -60,7 +72,8 @@ class TokenReader:
 
     Attributes:
         streams: the tokens, for each kind of output that was seen.
-        plain: sizes [N, D] of outputs that are the tokens as they are.
+        plain: sizes, without the batch's, of a sample and of an output that is its tokens as it is.
+        any_size: see `Stream.fits`; a sharded model cannot be looked at anew.
     """
 
     def __init__(
@@ -71,20 +84,24 @@ class TokenReader:
         self.select = select
         self.width = width
         self.streams: list[Stream] = []
-        self.plain: set[torch.Size] = set()
+        self.plain: set[tuple[int, ...]] = set()
+        self.any_size = False
 
-    def __call__(self, output: Output, call: Arguments | None = None) -> torch.Tensor:
+    def __call__(
+        self, output: Output, x0: torch.Tensor, call: Arguments | None = None
+    ) -> torch.Tensor:
         """The tokens [B, N, D].
 
         Args:
             output: the block's.
+            x0: the samples.
             call: what the model was called with.
 
         Raises:
             ValueError: an output that has no tokens, or that has several candidates.
         """
         found = self.features(output)
-        stream = self._known(found) or self.by_shape(output)
+        stream = self._known(found, x0) or self.by_shape(output, x0)
         if stream.following is not None and call is not None:
             return stream.following(found[stream.place], call)
         return stream.reading(found[stream.place])
@@ -97,17 +114,17 @@ class TokenReader:
                 raise self._no_tokens(output)
         return dict(features_in(output))
 
-    def knows(self, output: Output) -> bool:
+    def knows(self, output: Output, x0: torch.Tensor) -> bool:
         """Whether it has been found where this kind of output has the sample's tokens."""
-        return self._known(self.features(output)) is not None
+        return self._known(self.features(output), x0) is not None
 
     def learn(self, stream: Stream) -> None:
         """From now on, read this kind of output so."""
         self.streams.append(stream)
         if self.select is None and stream.place == () and stream.reading.is_plain():
-            self.plain.add(stream.shape[1:])
+            self.plain.add((*stream.sample, *stream.shape[1:]))
 
-    def by_shape(self, output: Output) -> Stream:
+    def by_shape(self, output: Output, x0: torch.Tensor) -> Stream:
         """How the tokens lie, told by shapes alone: where there is nothing else to go by.
 
         They are the only tensor [B, N, D]. Features on a grid, [B, D, ...] or [B, ..., D], become
@@ -129,7 +146,7 @@ class TokenReader:
             )
         ((place, tensor),) = candidates.items()
         axes = (0, 1, 2) if tensor.ndim == 3 else self._grid_axes(tensor)
-        return Stream(place, Reading(axes), tensor.shape)
+        return Stream(place, Reading(axes), tensor.shape, x0.shape[1:])
 
     def width_of(self, output: Output) -> int:
         """The width D of the tokens in an output, told by shapes alone."""
@@ -137,15 +154,17 @@ class TokenReader:
         last = {tensor.shape[-1] for tensor in found.values() if tensor.ndim == 3}
         if len(found) > 1 and len(last) == 1:  # several streams of one width
             return last.pop()
-        stream = self.by_shape(output)
+        stream = self.by_shape(output, torch.empty(0))
         return stream.reading(found[stream.place]).shape[-1]
 
     def widths(self) -> set[int]:
         """Numbers of features that the tokens may have."""
         return {self.width} if self.width else _layer_widths(self.block)
 
-    def _known(self, found: dict[Place, torch.Tensor]) -> Stream | None:
-        return next((stream for stream in self.streams if stream.fits(found)), None)
+    def _known(self, found: dict[Place, torch.Tensor], x0: torch.Tensor) -> Stream | None:
+        sample = x0.shape[1:]
+        fitting = (s for s in self.streams if s.fits(found, sample, self.any_size))
+        return next(fitting, None)
 
     def _grid_axes(self, tensor: torch.Tensor) -> tuple[int, ...]:
         last = tensor.ndim - 1

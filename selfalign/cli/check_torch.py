@@ -165,7 +165,7 @@ def _take_gradient(align: SelfAlignment, blocks: list[str], batch: Batch, report
         batch.run(align.model)
     term = align(batch.x0, batch.noise, batch.t)
     term.backward()
-    tokens = align._term.parts[0].student(outputs[0])
+    tokens = align._term.parts[0].student(outputs[0], batch.x0)
     report |= {"tokens": list(tokens.shape), "term": term.item()}
     trained = {}
     reached = []

@@ -378,6 +378,34 @@ def test_tokens_without_a_batch_are_refused():
         run(model, align, SIZES)
 
 
+class Growing(Model):
+    """Blocks on text and picture apart, then blocks on both in one sequence."""
+
+    def __init__(self):
+        super().__init__(lambda: Joint(False, tuple))
+        self.single = nn.ModuleList(Block() for _ in range(4))
+
+    def forward(self, x, t, text):
+        image = self.embed(x, t)
+        for block in self.blocks:
+            tokens = block.block(torch.cat([image, text], 1))
+            image, text = tokens[:, : x.shape[1]], tokens[:, x.shape[1] :]
+        tokens = torch.cat([text, image], 1)
+        for block in self.single:
+            tokens = block(tokens)
+        return tokens[:, text.shape[1] :]
+
+
+def test_text_and_sample_may_change_their_lengths():
+    """Also where the whole sequence stays as long."""
+    model = Growing()
+    align = SelfAlignment(model, SRA, blocks="single")
+    for size, text in ((5, 3), (5, 4), (4, 4), (5, 3)):
+        x0, noise, t = torch.randn(2, size, 4), torch.randn(2, size, 4), torch.rand(2)
+        model(align.path.add_noise(x0, noise, t), t, torch.randn(2, text, WIDTH))
+        align(x0, noise, t, loss_mask=torch.ones(2, size)).backward()
+
+
 # How tokens lie in a tensor, told by what changes
 
 AXES = st.sampled_from(["b n d", "n b d", "b d n"])

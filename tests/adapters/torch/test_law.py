@@ -379,3 +379,14 @@ def test_a_model_that_cannot_be_copied(loss):
     message = r"one that copy.deepcopy copies: .* Received: RuntimeError: no copies. Build Self"
     with pytest.raises(ValueError, match=message):
         SelfAlignment(Uncopied(), loss)
+
+
+def test_tied_weights_are_the_teachers_own_afterwards(loss, batch):
+    model = DiT()
+    model.blocks[1].proj.weight = model.blocks[0].proj.weight
+    align = SelfAlignment(model, loss)
+    model(*seen(batch))
+    align(*batch)
+    mine = {p.data_ptr() for p in align.teacher.parameters()}
+    assert mine.isdisjoint(p.data_ptr() for p in model.parameters())
+    assert align.teacher.blocks[1].proj.weight is align.teacher.blocks[0].proj.weight
