@@ -181,7 +181,7 @@ class Joint(nn.Module):
 
     def forward(self, image, text):
         tokens = self.block(torch.cat([image, text], 1))
-        parts = tokens[:, :5], tokens[:, 5:]
+        parts = tokens[:, : image.shape[1]], tokens[:, image.shape[1] :]
         if self.kind is dict:
             return dict(zip(("image", "text"), parts, strict=True))
         return self.kind(reversed(parts) if self.text_first else parts)
@@ -388,8 +388,7 @@ class Growing(Model):
     def forward(self, x, t, text):
         image = self.embed(x, t)
         for block in self.blocks:
-            tokens = block.block(torch.cat([image, text], 1))
-            image, text = tokens[:, : x.shape[1]], tokens[:, x.shape[1] :]
+            image, text = block(image, text)
         tokens = torch.cat([text, image], 1)
         for block in self.single:
             tokens = block(tokens)
