@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -102,7 +103,7 @@ class Finder:
         """The stream, and which text it follows: a mask or lengths in the call say so.
 
         In a batch whose texts are equally long this is tried out: with a shorter one, the tokens
-        are elsewhere.
+        are elsewhere. Not so for a sharded model, whose processes have texts of their own.
         """
         places = stream.reading.places
         if isinstance(places, slice) and places.start > 0:
@@ -113,7 +114,8 @@ class Finder:
             return stream
         known = lengths_like(seen.call, starts)
         if isinstance(places, slice):
-            known = [place for place in known if self._moves(batch, seen, reader, stream, place)]
+            tried = [] if is_sharded(self.model) else known
+            known = [place for place in tried if self._moves(batch, seen, reader, place)]
             count = places.stop - places.start
         elif not known:
             reason = "the sample's tokens are at other places from sample to sample"
@@ -124,16 +126,15 @@ class Finder:
             return stream
         return stream._replace(following=Following(stream.reading, known[0], count))
 
-    def _moves(
-        self, batch: Batch, seen: StudentPass, reader: TokenReader, stream: Stream, place: Place
-    ) -> bool:
+    def _moves(self, batch: Batch, seen: StudentPass, reader: TokenReader, place: Place) -> bool:
         """Whether the sample's tokens are elsewhere where the text at `place` is shorter."""
         shorter = seen.called_with(shortened(seen.call, place))
-        found = self._runner(batch, shorter)
-        if found is None:
+        try:
+            found: Any = self._runner(batch, shorter)
+            probe = self._probe(*found, [reader])
+            return isinstance(probe.stream(reader).reading.places, Runs)
+        except Exception:  # such a call may be refused: then nothing there is a length
             return False
-        probe = self._probe(*found, [reader])
-        return isinstance(probe.stream(reader).reading.places, Runs)
 
     def _runner(self, batch: Batch, seen: StudentPass) -> tuple[torch.Tensor, Run] | None:
         """The sample as the model sees it, and a forward; None where it cannot run once more."""

@@ -354,7 +354,7 @@ def test_a_layer_that_cannot_be_seen_in_a_function_is_noticed(loss, batch):
     hold(model, "elsewhere")
     message = (
         r"gave tokens that change with the student's weights. Look for functions and hooks that "
-        r"hold a module"
+        r"reach a module of the model by a global name"
     )
     with pytest.raises(ValueError, match=message):
         train(SelfAlignment(model, loss), batch)

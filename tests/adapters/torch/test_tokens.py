@@ -167,6 +167,27 @@ def test_ragged_text_in_front_of_lumina2s_tokens(spied):
     assert target.shape == student.shape
 
 
+def test_ragged_text_after_a_batch_of_equally_long_ones(spied):
+    """That the mask tells where the tokens begin is found out before it differs."""
+    family = FAMILIES["Lumina2Transformer2DModel"]
+    model = family.build()
+    x0, condition = family.batch(2)
+    loss, pairs = spied(1, 2)
+    align = SelfAlignment(model, loss)
+    outputs = []
+    model.layers[0].register_forward_hook(lambda m, args, out: outputs.append(out))
+    noise = torch.randn_like(x0)
+    t = torch.rand(2)
+    for length in (7, 4):
+        condition["encoder_attention_mask"][1, length:] = False
+        outputs.clear()
+        call_lumina(model, align.path, x0, noise, t, condition)
+        align(x0, noise, t)
+        student, _ = pairs[-1]
+        assert torch.equal(student[0], outputs[0][0, 7:23])
+        assert torch.equal(student[1], outputs[0][1, length : length + 16])
+
+
 def test_a_block_before_text_joins_and_one_after():
     """Lumina2's refiner has blocks of the trunk's class, before text joins."""
     family = FAMILIES["Lumina2Transformer2DModel"]
