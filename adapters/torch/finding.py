@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -130,8 +129,8 @@ class Finder:
         """Whether the sample's tokens are elsewhere where the text at `place` is shorter."""
         shorter = seen.called_with(shortened(seen.call, place))
         try:
-            found: Any = self._runner(batch, shorter)
-            probe = self._probe(*found, [reader])
+            x, run = self._runner(batch, shorter)  # type: ignore[misc]
+            probe = self._probe(x, run, [reader])
             return isinstance(probe.stream(reader).reading.places, Runs)
         except Exception:  # such a call may be refused: then nothing there is a length
             return False
