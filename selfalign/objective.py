@@ -217,7 +217,7 @@ class Objective(Configured):
             >>> float(distance), metrics
             (0.0, {})
         """
-        if isinstance(head, Mapping):
+        if isinstance(head, Mapping) or not callable(head):
             check_features("student", student_tokens)
             check_params(self.head, head, student_tokens)
             projected = self.head.apply(head, student_tokens)

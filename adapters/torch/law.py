@@ -30,6 +30,7 @@ from .repeating import (
     kept_as_it_was,
     own_generators,
     with_constants,
+    with_open_gates,
     with_weights_of,
 )
 from .replaying import TeacherCall
@@ -40,7 +41,7 @@ from .tokens import TokenReader
 
 _TRIALS = 32  # a condition dropped with probability 0.1 escapes them all with probability 0.03
 _ENOUGH = 3  # trials in which something was dropped
-_STEPS = 8  # so many steps are looked at where the condition never shows
+_LOOKS = (0, 1, 2, 7, 15, 31)  # steps that are looked at, until the condition shows
 _ROUNDING = 1e-5  # between two forwards of one module
 _TOLERANCE = {False: 2e-3, True: 5e-2}  # beside a compiled student, TF32; in half precision
 
@@ -64,7 +65,7 @@ _OTHER_WEIGHTS = (
 class Law:
     """Looks at the first steps, until the time shows in the tokens.
 
-    Gates that begin at zero hide it at first.
+    Gates that begin at zero hide it at first. What is drawn is tried out with open gates.
 
     Args:
         call: the teacher's calls.
@@ -76,6 +77,7 @@ class Law:
         self.call = call
         self.over = not needed
         self.steps = 0
+        self.noisy = False
         self.readers = {reader.where: reader for part in parts for reader in part.readers()}
         self.students = {part.student.where: part.name for part in parts}
 
@@ -86,21 +88,25 @@ class Law:
         Raises:
             ValueError: the law is broken.
         """
+        step = self.steps
+        self.steps += 1
+        if step not in _LOOKS:
+            return
         student, teacher = self.call.student, self.call.teacher
         look = Look(self.call, self.readers, list(self.students), batch, seen)
         mine = {path: students[name].detach() for path, name in self.students.items()}
         with eagerly(), resharded(student), kept_as_it_was(teacher):
             if student.training:
                 look.find_condition_embeddings()
-            if self.steps == 0:
+            if step == 0:
                 look.check_weights()
             ours = with_weights_of(student, teacher)
             with ours, autocast_as(batch.t.device, seen.autocast):
-                shows = look.time_shows()
-                self.steps += 1
-                self.over = shows or self.steps >= _STEPS
-                noisy = student.training and look.check_draws(_TRIALS if self.over else _ENOUGH)
-                look.check_call(mine, noisy)
+                if step == 0 and student.training:
+                    with with_open_gates(teacher):
+                        self.noisy = look.check_draws()
+                look.check_call(mine, self.noisy)
+                self.over = look.time_shows() or step == _LOOKS[-1]
 
 
 class Look:
@@ -195,7 +201,7 @@ class Look:
         at_t = self.tokens(self.at_t, begin=state)
         return self.differ(at_t, self.tokens(self.at_clean, begin=state))
 
-    def check_draws(self, trials: int) -> bool:
+    def check_draws(self) -> bool:
         """What training mode draws must be repeated; whether it makes the features noisy."""
         teacher = self.call.teacher
         undropped = self.tokens(self.at_t, {})
@@ -203,7 +209,7 @@ class Look:
             self.idle = idle_leaves(teacher, functools.partial(self.tokens, self.at_t, {}))
         noisy = False
         dropped = 0
-        for _ in range(trials):
+        for _ in range(_TRIALS):
             state = random_state()
             with as_in_training(teacher, self.idle) as dropout:
                 trained, indices = self._with_indices(self.at_t, trains=True)

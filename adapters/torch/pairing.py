@@ -58,6 +58,7 @@ class Pairing:
         self.copies = [(p, beside[name]) for name, p in own.items() if name in beside]
         self.sharded = any(hasattr(p, "to_local") for p in (*named.values(), *own.values()))
         self.dtypes = [dtypes[name] for name in own]
+        self.frozen_dtypes = [dtypes[name] for name in self.frozen]
         self.slots = _slots(student, teacher)
         self.owners = buffer_owners(student, teacher)
         self.average_dtypes = list(map(_DTYPE, self.averages))
@@ -91,14 +92,15 @@ class Pairing:
                 f"{thawed!r}, which trains now",
                 "Build SelfAlignment after unfreezing.",
             )
-        now = list(map(_DTYPE, self.students))
-        if now != self.dtypes:
-            pairs = zip(self.names, self.dtypes, now, strict=True)
+        now = list(map(_DTYPE, [*self.students, *self.frozen.values()]))
+        if now != [*self.dtypes, *self.frozen_dtypes]:
+            names = [*self.names, *self.frozen]
+            pairs = zip(names, [*self.dtypes, *self.frozen_dtypes], now, strict=True)
             name, then, other = next(pair for pair in pairs if pair[1] != pair[2])
             raise invalid(
                 "The model must keep the dtype that SelfAlignment was built with",
                 f"{name!r}, {then} then and {other} now",
-                "Convert the model first, or train under autocast.",
+                "Convert the model first, and add hooks that cast before; or train under autocast.",
             )
 
     def sources(self) -> list[torch.Tensor]:

@@ -162,6 +162,11 @@ def with_constants(weights: Iterable[torch.Tensor]) -> AbstractContextManager[No
     return _replaced([(p, None) for p in weights if p.is_floating_point() and _is_plain(p)])
 
 
+def with_open_gates(model: nn.Module) -> AbstractContextManager[None]:
+    """Meanwhile, weights that are all zero are a constant: such gates hide the condition."""
+    return with_constants(p for p in model.parameters() if _is_plain(p) and not local(p).any())
+
+
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     named = dict(model.named_parameters(remove_duplicate=False))
     return named | dict(model.named_buffers(remove_duplicate=False))

@@ -384,7 +384,7 @@ COMPARED = {"student_tokens": TOKEN, "target_tokens": TARGET}
 
 def evaluated(loss, **more):
     return {
-        "params": (PARAMS, "params"),
+        "head": (PARAMS, "params"),
         **COMPARED,
         "mask": (ones(2), "mask"),
         "logged": (True, None),

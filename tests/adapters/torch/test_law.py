@@ -299,11 +299,30 @@ class ClosedGates(Block):
         torch.nn.init.zeros_(self.modulation.bias)
 
 
-def test_gates_at_zero_only_hide_a_condition_for_some_steps(loss, batch):
+def test_gates_at_zero_hide_no_condition(loss, batch):
     align = SelfAlignment(Drawing("null", block=ClosedGates), loss)
+    gates = [block.modulation.weight for block in align.teacher.blocks]
     with pytest.raises(ValueError, match="draws random numbers"):
-        train(align, repeated(batch), steps=9)
-    assert 0 < align.step < 8
+        train(align, repeated(batch))
+    assert align.step == 0
+    assert not any(gate.any() for gate in gates)
+
+
+def test_few_steps_are_looked_at_while_the_condition_does_not_show(loss, batch):
+    align = SelfAlignment(DiT(block=ClosedGates), loss)
+    runs = []
+    align.teacher.register_forward_pre_hook(lambda m, args: runs.append(1))
+    counts = []
+    for _ in range(34):
+        runs.clear()
+        model_was_called_with(align, batch)
+        counts.append(len(runs))
+    assert [step for step, count in enumerate(counts) if count > 1] == [0, 1, 2, 7, 15, 31]
+
+
+def model_was_called_with(align, batch):
+    align.model(*seen(batch))
+    align(*batch)
 
 
 # The weights
