@@ -52,7 +52,7 @@ class SelfAlignment(Attached):
             dict by name for a list of objectives.
         width: feature width D of the tapped blocks. Where it can neither be read from the model nor
             is given, the heads get their parameters at the first forward, or in `recording()`.
-        select: takes the tokens [B, N, D] out of a block's output, where that is not one tensor.
+        select: takes the sample's tokens [B, N, D] out of a block's output. Default: as found.
         call: how to call the model, (module, x, t, *condition, **condition) -> anything. Default:
             as the student was called, with another sample and another time in their places.
         seed: of the heads' initial values and of the gaps, default torch.initial_seed(). Both have
@@ -66,8 +66,8 @@ class SelfAlignment(Attached):
             `update()` then only counts steps.
         checks: "on": see that student and teacher are called alike (on the CPU in each step,
             elsewhere in the first), and, in the first steps, that the teacher repeats the student's
-            forward on weights of its own. "finite": also look at all features in every step (a
-            host sync) and raise where one is not finite. "off": neither.
+            forward on weights of its own. "finite": also raise where a feature is not finite, in
+            every step (a host sync). "off": neither.
 
     Attributes:
         projector: the head, a module; of a list, the heads by name.
