@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Callable, Iterable
 
@@ -77,7 +78,9 @@ class Finder:
         try:
             streams = find_streams(probe, batch.x0)
         except Unlike as error:
-            raise error.with_fix(self._lists_of_the_sample(x, run)) from None
+            lists = self._lists_of_the_sample(x, run)
+            taps = () if lists else self._taps_of_the_sample(x, run)
+            raise error.with_fix(lists, taps) from None
         for reader, stream in zip(probe.readers, streams, strict=True):
             reader.learn(self._followed(batch, seen, probe, reader, stream))
             reader.any_size = is_sharded(self.model)
@@ -174,6 +177,20 @@ class Finder:
             last[f"{path}.{next(reversed(blocks._modules))}"] = path
         probe = self._probe(x, run, self._readers(last))
         return [last[reader.where] for reader in probe.readers if probe.has_sample(reader)]
+
+    def _taps_of_the_sample(self, x: torch.Tensor, run: Run) -> tuple[str, ...]:
+        """Paths of two modules of the commonest class that has the sample's tokens, if there are.
+
+        The first is a quarter of the way, the second two thirds.
+        """
+        probe = self._probe(x, run, self._readers(self.blocks))
+        classes = {path: type(self.model.get_submodule(path)) for path in self.blocks}
+        having = [reader.where for reader in probe.readers if probe.has_sample(reader)]
+        often = collections.Counter(classes[path] for path in having).most_common(1)
+        found = [path for path in having if often and classes[path] is often[0][0]]
+        if len(found) < 2:
+            return ()
+        return found[len(found) // 4], found[max(1, 2 * len(found) // 3)]
 
     def _alike(
         self, x: torch.Tensor, run: Run, student: TokenReader, target: TokenReader

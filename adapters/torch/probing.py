@@ -168,9 +168,11 @@ def _nearness(output: torch.Tensor, given: torch.Tensor) -> float:
 class Unlike(ValueError):
     """None of the tokens depends on the sample."""
 
-    def with_fix(self, lists: list[str]) -> ValueError:
-        """The error, with the lists of blocks that would do."""
+    def with_fix(self, lists: list[str], taps: tuple[str, ...]) -> ValueError:
+        """The error, with the lists of blocks that would do, or two modules."""
         named = " or ".join(f"blocks={path!r}" for path in lists)
+        if taps:
+            named = f"taps=, paths of two modules, such as taps={taps}"
         where = self.args[0]
         return invalid(
             "The tokens that are aligned must be the sample's",

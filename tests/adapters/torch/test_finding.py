@@ -357,6 +357,38 @@ def test_a_list_that_the_sample_does_not_run_through_is_refused():
     torch.testing.assert_close(received, expected)
 
 
+class NoList(Refined):
+    """Its trunk's blocks are attributes."""
+
+    def __init__(self):
+        super().__init__()
+        for number, block in enumerate(self.blocks):
+            setattr(self, f"block{number}", block)
+        del self.blocks
+
+    def forward(self, x, t):
+        tokens = self.embed(x, t)
+        for number in range(5):
+            tokens = getattr(self, f"block{number}")(tokens)
+        return tokens
+
+    def aligned(self, x, t):
+        return self.block1(self.block0(self.embed(x, t)))[:, 3:]
+
+
+def test_where_the_trunk_is_in_no_list_its_modules_are_named():
+    model = NoList()
+    loss = selfalign.SRALoss(student_layer=1, teacher_layer=2)
+    align = SelfAlignment(model, loss)
+    message = r"Received: refiner.0, .* such as taps=\('block1', 'block3'\)."
+    with pytest.raises(ValueError, match=message):
+        run(model, align, SIZES)
+    align.detach()
+    align = SelfAlignment(model, loss, taps=("block1", "block3"))
+    expected, received = run(model, align, SIZES)
+    torch.testing.assert_close(received, expected)
+
+
 class Packed(Model):
     """Samples of one sequence, without an axis of their own."""
 
