@@ -68,9 +68,7 @@ class Finder:
         self.ran = True
         found = self._runner(batch, seen)
         if found is None:
-            for part in self.parts:
-                output = seen.outputs[part.student.where]
-                part.student.learn(part.student.by_shape(output, batch.x0))
+            self._learn_by_shape(batch, seen)
             return
         x, run = found
         readers = [reader for part in self.parts for reader in part.readers()]
@@ -88,6 +86,13 @@ class Finder:
             if part.target in probe.readers:
                 others = functools.partial(self._alike, x, run, part.student, part.target)
                 check_order(probe, part.student, part.target, others)
+
+    def _learn_by_shape(self, batch: Batch, seen: StudentPass) -> None:
+        """Shapes alone tell where the tokens are in the student's own outputs."""
+        for reader in (reader for part in self.parts for reader in part.readers()):
+            if reader.where in seen.outputs:
+                reader.learn(reader.by_shape(seen.outputs[reader.where], batch.x0))
+                reader.any_size = is_sharded(self.model)
 
     def _other_shapes(self, batch: Batch) -> ValueError:
         """A sharded model runs on all processes at once, and only one of them may need it."""
