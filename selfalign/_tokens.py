@@ -117,9 +117,9 @@ def _ordinary_squares(tokens: Tokens, axis: int) -> Tensor | None:
 def in_proportion(values: Tensor, of: Directions) -> Tensor:
     """`values` as they are, with a gradient in which short tokens count no more than others.
 
-    The usual length is one that three quarters of the tokens do not exceed: neither padding nor a
-    few tokens of extreme length move it. A token below a fiftieth of it gets the gradient of a
-    token of that direction and of the usual length.
+    The usual length is one that three quarters of a sample's tokens do not exceed, in the sample
+    where it is largest: neither padding nor a few tokens of extreme length move it. A token below
+    a fiftieth of it gets the gradient of a token of that direction and of the usual length.
 
     Args:
         values: one for each token, functions of its direction.
@@ -129,14 +129,23 @@ def in_proportion(values: Tensor, of: Directions) -> Tensor:
         return values
     lengths = 1.0 / ops.stop_gradient(of.inverse) / (_UNIT * of.factor)
     present = lengths * (1.0 - of.absent)
-    ordered = ops.sort(ops.reshape(present, (-1,)))
-    usual = ordered[3 * ordered.shape[0] // 4]
-    usual = usual + ops.cast(usual == 0, "float32") * ordered[-1]  # most are padding
+    usual = _usual_length(ops.reshape(present, tuple(values.shape)))
     none = ops.cast(usual == 0, "float32")
     short = present < _SHORT * usual
     share = ops.where(short, lengths / (usual + none), ops.ones_like(lengths))
     known = ops.stop_gradient(values)
     return known + ops.reshape(share, tuple(values.shape)) * (values - known)
+
+
+def _usual_length(lengths: Tensor) -> Tensor:
+    """The usual one of lengths [B, N], a scalar; 0 where all are.
+
+    A sort over all of them could not be split over the samples, as sharded arrays are.
+    """
+    ordered = ops.sort(lengths, axis=-1)
+    usual = ordered[:, 3 * ordered.shape[1] // 4]
+    usual = usual + ops.cast(usual == 0, "float32") * ordered[:, -1]  # most are padding
+    return ops.amax(usual)
 
 
 def cosine_of(student: Tokens, target: Tokens, axis: int = -1) -> Tensor:
