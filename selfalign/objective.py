@@ -166,8 +166,7 @@ class Objective(Configured):
             0.0
         """
         check_features("student", student_tokens)
-        self._check_target(student_tokens, target_tokens)
-        masks.check_mask(mask, tuple(student_tokens.shape)[:2])
+        self._check_beside(student_tokens, target_tokens, mask)
         return self.weigh(self.compare(student_tokens, target_tokens, mask), step)
 
     @on_backend
@@ -192,7 +191,7 @@ class Objective(Configured):
             (1.0, 2.0, True)
         """
         check_features("student", student_tokens)
-        self._check_target(student_tokens, target_tokens)
+        self._check_beside(student_tokens, target_tokens, None)
         return measured(self, student_tokens, target_tokens)
 
     @on_backend
@@ -223,9 +222,7 @@ class Objective(Configured):
             projected = self.head.apply(head, student_tokens)
         else:
             projected = head(student_tokens)
-        self._check_target(projected, target_tokens)
-        if mask is not None:
-            masks.check_mask(mask, tuple(projected.shape)[:2])
+        self._check_beside(projected, target_tokens, mask)
         metrics = measured(self, projected, target_tokens) if logged else {}
         return self.compare(projected, target_tokens, mask), metrics
 
@@ -236,7 +233,8 @@ class Objective(Configured):
         """
         return ops.cast(self.weight_at(step) * distance, "float32")
 
-    def _check_target(self, student: Tokens, target: Tokens | None) -> None:
+    def _check_beside(self, student: Tokens, target: Tokens | None, mask: Mask) -> None:
+        """What is given beside the student's tokens: a target of their shape, a mask that fits."""
         wanted = not isinstance(self.source, Nothing)
         if wanted and target is not None:
             check_features("target", target)
@@ -254,6 +252,8 @@ class Objective(Configured):
                 f"target tokens, a {type(target).__name__}",
                 "Pass None in their place.",
             )
+        if mask is not None:
+            masks.check_mask(mask, tuple(student.shape)[:2])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

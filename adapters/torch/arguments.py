@@ -30,17 +30,6 @@ class Arguments(NamedTuple):
         places.update(self.kwargs)
         return places
 
-    def replaced(self, values: Mapping[Place, Any]) -> Arguments:
-        """The same with other values at some places."""
-        args = list(self.args)
-        kwargs = dict(self.kwargs)
-        for place, value in values.items():
-            if isinstance(place, int):
-                args[place] = value
-            else:
-                kwargs[place] = value
-        return Arguments(tuple(args), kwargs)
-
     def named(self, module: nn.Module) -> dict[str, torch.Tensor]:
         """The tensors in the arguments, by the names of the parameters of `module.forward`."""
         try:
@@ -112,15 +101,12 @@ def with_tensor(value: Nest, place: tuple[Any, ...], tensor: torch.Tensor) -> An
 
 
 def tensors_in(value: Nest, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors in a nest of dicts, lists and tuples, each with where it is."""
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from tensors_in(inner, f"{name}[{key!r}]" if name else str(key))
-    elif isinstance(value, (list, tuple)):
-        for index, inner in enumerate(value):
-            yield from tensors_in(inner, f"{name}[{index}]")
+    """The tensors in a nest of dicts, lists and tuples, each with where it is, in words."""
+    for place, tensor in tensors_by_place(value):
+        where = name
+        for key in place:
+            where = f"{where}[{key!r}]" if where or not isinstance(key, str) else key
+        yield where, tensor
 
 
 def samples(value: Nest, part: slice, batch: int) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 
 from selfalign.adapting import invalid
 
-from .arguments import Batch
+from .arguments import Batch, tensors_by_place, with_tensor
 from .blocks import block_lists
 from .parts import Part
 from .probing import Probe, Unlike, check_order, find_streams, not_found, passed_over, same_order
@@ -52,6 +52,7 @@ class Finder:
         self.model = model
         self.blocks = blocks
         self.parts = parts
+        self.readers = [reader for part in parts for reader in part.readers()]
         self.recorder = recorder
         self.call = call
         self.ran = False
@@ -71,14 +72,11 @@ class Finder:
             self._learn_by_shape(batch, seen)
             return
         x, run = found
-        readers = [reader for part in self.parts for reader in part.readers()]
-        probe = self._probe(x, run, readers)
+        probe = self._probe(x, run, self.readers)
         try:
             streams = find_streams(probe, batch.x0)
         except Unlike as error:
-            lists = self._lists_of_the_sample(x, run)
-            taps = () if lists else self._taps_of_the_sample(x, run)
-            raise error.with_fix(lists, taps) from None
+            raise Unlike(error.where, self._instead(x, run)) from None
         for reader, stream in zip(probe.readers, streams, strict=True):
             reader.learn(self._followed(batch, seen, probe, reader, stream))
             reader.any_size = is_sharded(self.model)
@@ -89,7 +87,7 @@ class Finder:
 
     def _learn_by_shape(self, batch: Batch, seen: StudentPass) -> None:
         """Shapes alone tell where the tokens are in the student's own outputs."""
-        for reader in (reader for part in self.parts for reader in part.readers()):
+        for reader in self.readers:
             if reader.where in seen.outputs:
                 reader.learn(reader.by_shape(seen.outputs[reader.where], batch.x0))
                 reader.any_size = is_sharded(self.model)
@@ -147,18 +145,19 @@ class Finder:
         """The sample as the model sees it, and a forward; None where it cannot run once more."""
         if self.call is not None:
             return self.call.on_samples(batch, seen)
-        places = seen.call.places()
-        alike = [p for p, v in places.items() if getattr(v, "shape", None) == batch.x0.shape]
+        given = [(p, v) for p, v in tensors_by_place(seen.call) if len(p) == 2]
+        alike = [(place, value) for place, value in given if value.shape == batch.x0.shape]
         if len(alike) != 1 or is_sharded(self.model):
             return None
+        ((place, x),) = alike
 
         def run(paths: list[str], sample: torch.Tensor) -> Outputs:
             taps = {path: self.model.get_submodule(path) for path in paths}
-            args, kwargs = seen.call.replaced({alike[0]: sample})
+            args, kwargs = with_tensor(seen.call, place, sample)
             with evaluating(self.model), self.recorder.silent():
                 return run_until(taps, functools.partial(self.model, *args, **kwargs))
 
-        return places[alike[0]], run
+        return x, run
 
     def _probe(self, x: torch.Tensor, run: Run, readers: Iterable[TokenReader]) -> Probe:
         readers = list(readers)
@@ -174,6 +173,14 @@ class Finder:
 
     def _readers(self, paths: Iterable[str]) -> list[TokenReader]:
         return [TokenReader(self.model, path, None, None) for path in paths]
+
+    def _instead(self, x: torch.Tensor, run: Run) -> str:
+        """Options that name modules which the sample runs through, as they are written."""
+        lists = self._lists_of_the_sample(x, run)
+        if lists:
+            return " or ".join(f"blocks={path!r}" for path in lists)
+        taps = self._taps_of_the_sample(x, run)
+        return f"taps=, paths of two modules, such as taps={taps}" if taps else ""
 
     def _lists_of_the_sample(self, x: torch.Tensor, run: Run) -> list[str]:
         """Paths of the block lists whose blocks have the sample's tokens."""

@@ -166,19 +166,21 @@ def _nearness(output: torch.Tensor, given: torch.Tensor) -> float:
 
 
 class Unlike(ValueError):
-    """None of the tokens depends on the sample."""
+    """None of a block's tokens depends on the sample.
 
-    def with_fix(self, lists: list[str], taps: tuple[str, ...]) -> ValueError:
-        """The error, with the lists of blocks that would do, or two modules."""
-        named = " or ".join(f"blocks={path!r}" for path in lists)
-        if taps:
-            named = f"taps=, paths of two modules, such as taps={taps}"
-        where = self.args[0]
-        return invalid(
+    Args:
+        where: path of the block.
+        instead: options that would do, as they are written; empty where none is known.
+    """
+
+    def __init__(self, where: str, instead: str = "") -> None:
+        self.where = where
+        error = invalid(
             "The tokens that are aligned must be the sample's",
             f"{where}, whose tokens do not depend on the sample",
-            f"Pass {named or 'taps=, paths of two modules that the sample runs through'}.",
+            f"Pass {instead or 'taps=, paths of two modules that the sample runs through'}.",
         )
+        super().__init__(*error.args)
 
 
 def find_streams(probe: Probe, x0: torch.Tensor) -> list[Stream]:

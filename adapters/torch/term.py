@@ -19,6 +19,7 @@ from .following import Followed
 from .last_forward import check_last
 from .law import Law
 from .parts import Part, Tensors, Tokens
+from .repeating import autocast_as
 from .replaying import Outputs, TeacherCall
 from .sharding import world
 from .student import Autocast, Recorder, StudentPass, no_gradient, wrong_pass
@@ -279,4 +280,4 @@ def precision(device: torch.device, autocast: Autocast) -> AbstractContextManage
     now = torch.is_autocast_enabled(device.type)
     if enabled == now and (not enabled or dtype == torch.get_autocast_dtype(device.type)):
         return nullcontext()
-    return torch.autocast(device.type, dtype=dtype, enabled=enabled)
+    return autocast_as(device, autocast)

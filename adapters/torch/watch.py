@@ -53,6 +53,7 @@ class Watch:
         self.groups: list[list[torch.Tensor]] = [[], []]
         self.counted = [0, 0]
         self.few: list[torch.Tensor] = []
+        self.sharded = False
         self.values: list[torch.Tensor] = []
         self.first: list[torch.Tensor] = []
         self.still = 0
@@ -66,7 +67,8 @@ class Watch:
         """Collect the trained parameters, and note their state."""
         self.collected = True
         model = _trained([self.model])
-        if is_sharded(self.model):  # what is gathered now may be without memory later
+        self.sharded = is_sharded(self.model)
+        if self.sharded:  # what is gathered now may be without memory later
             model = [p for p in model if hasattr(p, "to_local")]
         heads = _trained(self.heads)
         self.groups = [model, heads]
@@ -82,7 +84,7 @@ class Watch:
     def stepped(self) -> None:
         """After update()."""
         self.aligned = False
-        if not any(hasattr(p, "to_local") for p in self.few):
+        if not self.sharded:
             torch._foreach_copy_(self.values, self.few)
             return
         for value, now in zip(self.values, self.few, strict=True):

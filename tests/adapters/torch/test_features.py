@@ -155,3 +155,27 @@ def test_times_outside_the_path_are_refused(model, times, kind, message):
     x0, noise, _, y = make_batch(3)
     with pytest.raises(kind, match=message):
         features(model, x0, noise, y, times=times)
+
+
+class Refined(DiT):
+    """A refiner of the condition, which never sees the sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.refiner = torch.nn.ModuleList(torch.nn.Linear(16, 16) for _ in range(2))
+
+    def embed_label(self, y):
+        tokens = super().embed_label(y)[:, None]
+        for block in self.refiner:
+            tokens = block(tokens)
+        return tokens[:, 0]
+
+
+def test_a_list_that_the_sample_does_not_run_through_is_refused():
+    x0, noise, _, y = make_batch()
+    message = (
+        r"must be the sample's. Received: refiner.0, whose tokens do not depend on the sample. "
+        r"Pass taps=, paths of two modules that the sample runs through."
+    )
+    with pytest.raises(ValueError, match=message):
+        features(Refined(), x0, noise, y, times=[0.5], blocks="refiner")
