@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -9,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import nn
 
-Nest: TypeAlias = Any  # dicts, lists and tuples, with tensors in them
+Nest: TypeAlias = Any  # dicts, lists, tuples and dataclasses, with tensors in them
 Place = int | str  # of an argument: its position, or its name
 
 
@@ -71,20 +73,17 @@ class Batch(NamedTuple):
 def tensors_by_place(
     value: Nest, place: tuple[Any, ...] = ()
 ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
-    """The tensors in a nest of dicts, lists and tuples, each with its indices and keys."""
-    if isinstance(value, (tuple, list)):
-        value = dict(enumerate(value))
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from tensors_by_place(inner, (*place, key))
-    elif isinstance(value, torch.Tensor):
+    """The tensors in a nest, each with its indices, keys and names of fields."""
+    if isinstance(value, torch.Tensor):
         yield place, value
+    for key, inner in parts_of(value).items():
+        yield from tensors_by_place(inner, (*place, key))
 
 
 def at_place(value: Nest, place: tuple[Any, ...]) -> Any:
     """What is at a place of `tensors_by_place`."""
     for key in place:
-        value = value[key]
+        value = parts_of(value)[key]
     return value
 
 
@@ -93,11 +92,33 @@ def with_tensor(value: Nest, place: tuple[Any, ...], tensor: torch.Tensor) -> An
     if not place:
         return tensor
     first, *rest = place
+    parts = parts_of(value)
+    return with_parts(value, parts | {first: with_tensor(parts[first], tuple(rest), tensor)})
+
+
+def parts_of(value: Nest) -> dict[Any, Any]:
+    """The parts of a nest by their indices, keys or names of fields; none of what is no nest."""
+    if isinstance(value, (tuple, list)):
+        return dict(enumerate(value))
     if isinstance(value, dict):
-        return {**value, first: with_tensor(value[first], tuple(rest), tensor)}
-    parts = list(value)
-    parts[first] = with_tensor(parts[first], tuple(rest), tensor)
-    return Arguments(*parts) if isinstance(value, Arguments) else type(value)(parts)
+        return dict(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {}
+
+
+def with_parts(value: Nest, parts: Mapping[Any, Any]) -> Any:
+    """A nest of the same kind with other parts."""
+    if isinstance(value, (tuple, list)):
+        make = getattr(value, "_make", type(value))  # named tuples have a function for it
+        return make(parts.values())
+    new = copy.copy(value)
+    for key, part in parts.items():
+        if isinstance(value, dict):
+            new[key] = part
+        else:
+            object.__setattr__(new, key, part)  # fields may be frozen
+    return new
 
 
 def tensors_in(value: Nest, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:

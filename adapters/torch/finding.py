@@ -17,7 +17,7 @@ from .parts import Part
 from .probing import Probe, Unlike, check_order, find_streams, not_found, passed_over, same_order
 from .ragged import Following, lengths_like, shortened
 from .reading import Place, Runs
-from .repeating import kept_as_it_was
+from .repeating import kept_as_it_was, with_open_gates
 from .replaying import Outputs, TeacherCall, run_until
 from .sharding import is_sharded
 from .stopping import evaluating
@@ -76,7 +76,7 @@ class Finder:
         try:
             streams = find_streams(probe, batch.x0)
         except Unlike as error:
-            raise Unlike(error.where, self._instead(x, run)) from None
+            raise Unlike(error.where, self._instead(x, run, error.where)) from None
         for reader, stream in zip(probe.readers, streams, strict=True):
             reader.learn(self._followed(batch, seen, probe, reader, stream))
             reader.any_size = is_sharded(self.model)
@@ -169,14 +169,22 @@ class Finder:
             with passed_over(blocks), kept_as_it_was(module):
                 return run(paths, sample)
 
-        return Probe(passing, x, readers)
+        probe = Probe(passing, x, readers)
+        if all(probe.changes.values()):
+            return probe
+        with with_open_gates(module):  # embedders may begin at zero
+            return Probe(passing, x, readers)
 
     def _readers(self, paths: Iterable[str]) -> list[TokenReader]:
         return [TokenReader(self.model, path, None, None) for path in paths]
 
-    def _instead(self, x: torch.Tensor, run: Run) -> str:
-        """Options that name modules which the sample runs through, as they are written."""
+    def _instead(self, x: torch.Tensor, run: Run, where: str) -> str:
+        """Options that name modules which the sample runs through, as they are written.
+
+        The list that has a block at `where` is none of them: the sample does not run through it.
+        """
         lists = self._lists_of_the_sample(x, run)
+        lists = [path for path in lists if not where.startswith(f"{path}.")]
         if lists:
             return " or ".join(f"blocks={path!r}" for path in lists)
         taps = self._taps_of_the_sample(x, run)

@@ -7,7 +7,6 @@ part of the sample alone. Text, time, class and padding tokens do not depend on 
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from torch import nn
 
 from selfalign.adapting import invalid
 
-from .arguments import tensors_by_place
+from .arguments import parts_of, tensors_by_place, with_parts
 from .reading import Changes, Place, Undecided, clear_peaks, find_reading
 from .tokens import (
     Output,
@@ -88,7 +87,8 @@ class Probe:
         if len(changes) != 1:
             raise Undecided(f"{len(changes)} parts of it depend on the sample")
         ((place, change),) = changes.items()
-        reading = find_reading(change, self.batch, reader.widths(), self.grid)
+        chosen = reader.select is not None
+        reading = find_reading(change, self.batch, reader.widths(), self.grid, chosen)
         tensor = reader.features(self.outputs[reader.where])[place]
         return Stream(place, reading, tensor.shape, self.sample)
 
@@ -148,12 +148,9 @@ def _replaced(output: Output, given: list[torch.Tensor]) -> Output:
 
     Of several like it, the nearest: a block adds to what it is given.
     """
-    if type(output) in (tuple, list):
-        return type(output)(_replaced(part, given) for part in output)
-    if isinstance(output, dict):
-        replaced = copy.copy(output)
-        replaced.update({key: _replaced(part, given) for key, part in output.items()})
-        return replaced
+    parts = parts_of(output)
+    if parts:
+        return with_parts(output, {key: _replaced(part, given) for key, part in parts.items()})
     alike = [tensor for tensor in given if tensor.shape == getattr(output, "shape", None)]
     if not is_features(output) or not alike:
         return output
@@ -277,6 +274,14 @@ def _example(output: Output) -> str:
     found = dict(tensors_by_place(output))
     largest = max(found, key=lambda place: found[place].numel(), default=())
     lacks_batch = largest in found and found[largest].ndim == 2
-    return (
-        f"lambda output: output{''.join(f'[{key!r}]' for key in largest)}{'[None]' * lacks_batch}"
-    )
+    return f"lambda output: output{_taking(output, largest)}{'[None]' * lacks_batch}"
+
+
+def _taking(output: Output, place: Place) -> str:
+    """How the part at a place is taken, as it is written in Python."""
+    if not place:
+        return ""
+    first, *rest = place
+    indexed = isinstance(output, (tuple, list, dict))
+    taken = f"[{first!r}]" if indexed else f".{first}"
+    return taken + _taking(parts_of(output)[first], tuple(rest))

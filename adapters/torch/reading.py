@@ -87,7 +87,11 @@ class Changes(NamedTuple):
 
 
 def find_reading(
-    changes: Changes, batch: int, widths: Iterable[int], grid: tuple[int, ...] = ()
+    changes: Changes,
+    batch: int,
+    widths: Iterable[int],
+    grid: tuple[int, ...] = (),
+    chosen: bool = False,
 ) -> Reading:
     """How the sample's tokens lie in a tensor that changed so.
 
@@ -96,6 +100,7 @@ def find_reading(
         batch: number of samples.
         widths: numbers of features that the block may have.
         grid: sizes of the sample's grid.
+        chosen: whether the user took these tokens.
 
     Raises:
         Undecided: several readings fit, or none.
@@ -110,7 +115,7 @@ def find_reading(
     changed = reading.all_tokens(changes.all).amax(-1)  # [B, N]
     mine = changed > _CHANGED * changed.max()
     alike = torch.equal(mine, mine[:1].expand_as(mine))
-    return reading._replace(places=_places(mine[0]) if alike else _runs(mine))
+    return reading._replace(places=_places(mine[0]) if alike else _uneven(mine, chosen))
 
 
 def clear_peaks(reading: Reading, spots: list[torch.Tensor]) -> list[int | None]:
@@ -176,14 +181,19 @@ def _is_grid(sizes: list[int], grid: tuple[int, ...]) -> bool:
     return len(patches) == 1
 
 
-def _runs(mine: torch.Tensor) -> Runs:
-    """Runs of one length, which begin at other tokens from sample to sample."""
+def _uneven(mine: torch.Tensor, chosen: bool) -> Runs | None:
+    """Runs of one length, which begin at other tokens from sample to sample; or samples padded.
+
+    A padded sample's own tokens are fewer. All are taken where each is some sample's, or where the
+    user took them.
+    """
     counts = mine.sum(1)
-    starts = mine.float().argmax(1)
-    runs = Runs(starts, int(counts[0]))
-    if not (counts == counts[0]).all() or not runs(mine[..., None]).all():
-        raise Undecided("its tokens at other places from sample to sample")
-    return runs
+    runs = Runs(mine.float().argmax(1), int(counts[0]))
+    if (counts == counts[0]).all() and runs(mine[..., None]).all():
+        return runs
+    if chosen or mine.any(0).all():
+        return None
+    raise Undecided("its tokens at other places from sample to sample")
 
 
 def _places(mine: torch.Tensor) -> torch.Tensor | slice | None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from selfalign.adapting import invalid
 
-from .arguments import Arguments, first_samples, tensors_by_place
+from .arguments import Arguments, first_samples, parts_of, tensors_by_place, with_parts
 from .hooks import Hooks
 from .tokens import Output
 
@@ -202,11 +202,14 @@ def _kept(output: Output) -> Any:
 
     Inside a reentrant checkpoint it has no gradient yet: only the tensor itself will get one.
     """
+    if isinstance(output, torch.Tensor):
+        return output.clone() if output.requires_grad else output
     if type(output) in (tuple, list):
         return type(output)(map(_kept, output))
-    if isinstance(output, torch.Tensor) and output.requires_grad:
-        return output.clone()
-    return output
+    if torch.compiler.is_compiling():
+        return output
+    parts = parts_of(output)
+    return with_parts(output, {key: _kept(part) for key, part in parts.items()}) if parts else output
 
 
 def random_state() -> list[Any]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from selfalign.adapting import invalid
 
-from .arguments import Arguments, tensors_by_place
+from .arguments import Arguments, parts_of, tensors_by_place
 from .ragged import Following
 from .reading import Place, Reading
 
@@ -192,7 +192,7 @@ def is_features(part: Output) -> bool:
 
 
 def features_in(value: Any) -> Iterator[tuple[Place, torch.Tensor]]:
-    """What may be tokens in a nest of dicts, lists and tuples, each with its place."""
+    """What may be tokens in a nest, each with its place."""
     for place, tensor in tensors_by_place(value):
         if is_features(tensor):
             yield place, tensor
@@ -217,7 +217,5 @@ def shapes(output: Output) -> str:
         return f"shape {tuple(output.shape)}"
     if isinstance(output, (tuple, list)):
         return f"{type(output).__name__} of ({', '.join(map(shapes, output))})"
-    if isinstance(output, dict):
-        parts = (f"{key!r}: {shapes(part)}" for key, part in output.items())
-        return f"{type(output).__name__} of ({', '.join(parts)})"
-    return type(output).__name__
+    parts = [f"{key!r}: {shapes(part)}" for key, part in parts_of(output).items()]
+    return type(output).__name__ + (f" of ({', '.join(parts)})" if parts else "")
