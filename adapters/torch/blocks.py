@@ -129,7 +129,14 @@ def block_lists(model: nn.Module) -> dict[str, BlockList]:
         inner = any(path.startswith(f"{outer}.") for outer in found)
         if not inner and _alike(module):
             found[path] = module
-    return found
+    trunks = {path: blocks for path, blocks in found.items() if not _are_layers(blocks)}
+    return trunks or found
+
+
+def _are_layers(modules: BlockList) -> bool:
+    """Whether the elements are single layers of torch's own: projections of skips, say."""
+    elements = _elements(modules).values()
+    return all(type(m).__module__.startswith("torch.nn.") and not m._modules for m in elements)
 
 
 def _elements(modules: BlockList) -> dict[str, nn.Module]:
@@ -187,11 +194,13 @@ def find_blocks(model: nn.Module, paths: Paths | None) -> list[str]:
     else:
         lists = [paths] if isinstance(paths, str) else list(paths)
     if not lists:
+        sizes = {path: len(blocks) for path, blocks in candidates.items()}
+        longest = max(sizes, key=lambda path: sizes[path], default="path.to.the.list")
         raise invalid(
             "The model must have exactly one list of alike blocks, or the caller names it",
             f"found {listed}",
-            'Pass blocks="path.to.the.list", several paths where lists run in a row, or taps=, '
-            "paths of two modules.",
+            f'Pass blocks="{longest}", several paths where lists run in a row, or taps=, paths of '
+            "two modules.",
         )
     found: list[str] = []
     for path in lists:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from selfalign.adapting import invalid
 
+_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, weakref.ref)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -42,9 +44,9 @@ def copied(model: nn.Module, kept: Mapping[int, Any]) -> nn.Module:
         ) from error
     functions = _Functions(memo)
     for name, module in teacher.named_modules():
-        if "forward" in vars(module) and not hasattr(module, "_orig_mod"):
-            _check_compiled(name, module.forward)  # torch.compile's module makes its own anew
-            module.forward = functions.renewed(module.forward)
+        if not hasattr(module, "_orig_mod"):  # torch.compile's module makes its own anew
+            _check_compiled(name, vars(module).get("forward"))
+            functions.renew_attributes(module)
         for hooks in (vars(module)[kind] for kind in _HOOKS):
             for key, hook in hooks.items():
                 hooks[key] = functions.renewed(hook)
@@ -64,11 +66,18 @@ class _Functions:
         self.memo = memo
         self.copies = {id(value) for value in memo.values()}
         self.done: dict[int, Any] = {}
+        self.originals: list[Any] = []  # an id is no other object's as long as its own lives
 
     def renewed(self, value: Any) -> Any:
         """The same function with the copy in place of the original; other values as they are."""
         if id(value) in self.done:
             return self.done[id(value)]
+        new = self._made_anew(value)
+        self.done[id(new)] = new
+        self.originals.append(value)
+        return new
+
+    def _made_anew(self, value: Any) -> Any:
         if isinstance(value, types.FunctionType):
             return self._function(value)
         if isinstance(value, functools.partial):
@@ -77,14 +86,36 @@ class _Functions:
             return functools.partial(self.renewed(value.func), *args, **named)
         if isinstance(value, types.MethodType):
             return types.MethodType(value.__func__, self._content(value.__self__))
+        if isinstance(value, weakref.ref):
+            new = self.memo.get(id(value()))
+            return value if new is None else weakref.ref(new)
         return value
+
+    def renew_attributes(self, owner: Any) -> None:
+        """Make the functions anew that an object of the copy holds, in lists and dicts, too."""
+        for name, held in list(vars(owner).items()):
+            new = self._renewed_in(held)
+            if new is not held:
+                vars(owner)[name] = new
+
+    def _renewed_in(self, held: Any) -> Any:
+        """The same nest, or a new one where it holds functions of the model."""
+        if type(held) in (list, tuple):
+            parts = [self._renewed_in(part) for part in held]
+            same = all(new is old for new, old in zip(parts, held, strict=True))
+            return held if same else type(held)(parts)
+        if type(held) is dict:
+            named = {key: self._renewed_in(part) for key, part in held.items()}
+            same = all(named[key] is part for key, part in held.items())
+            return held if same else named
+        return self.renewed(held) if isinstance(held, _FUNCTIONS) else held
 
     def _function(self, function: types.FunctionType) -> Any:
         """The function with copies in its closure and among its defaults."""
         closure = function.__closure__ or ()
         defaults = function.__defaults__ or ()
         named = function.__kwdefaults__ or {}
-        if not (closure or defaults or named):
+        if not (closure or defaults or named) or _is_compiled(function):
             return function
         cells = tuple(types.CellType() for _ in closure)
         parts = (function.__code__, function.__globals__, function.__name__)
@@ -99,7 +130,7 @@ class _Functions:
 
     def _content(self, value: Any) -> Any:
         """What a function holds, in the copy."""
-        if isinstance(value, (types.FunctionType, functools.partial)):
+        if isinstance(value, _FUNCTIONS):
             return self.renewed(value)
         if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
             return value
@@ -111,17 +142,20 @@ class _Functions:
         plain = hasattr(new, "__dict__") and not isinstance(new, (nn.Module, torch.Tensor))
         if plain and id(new) not in self.done:
             self.done[id(new)] = new
-            for name, held in vars(new).items():
-                if isinstance(held, (types.FunctionType, functools.partial)):
-                    setattr(new, name, self.renewed(held))
+            self.renew_attributes(new)
         return new
 
 
 def _check_compiled(name: str, forward: Any) -> None:
     """Refuse a function that torch.compile made: it cannot be made anew."""
-    if hasattr(forward, "_torchdynamo_inline") or hasattr(forward, "_torchdynamo_orig_callable"):
+    if _is_compiled(forward):
         raise invalid(
             "The model must not run functions that hold its weights: a copy would run them",
             f"{name or 'the model'}.forward, replaced by {forward.__qualname__}",
             "Replace forward after building SelfAlignment; compile a block by block.compile().",
         )
+
+
+def _is_compiled(function: Any) -> bool:
+    marks = ("_torchdynamo_inline", "_torchdynamo_orig_callable")
+    return any(hasattr(function, mark) for mark in marks)

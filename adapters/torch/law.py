@@ -56,9 +56,8 @@ _OTHER_DRAWS = (
     'the route. If what is drawn is noise on features only, pass checks="off".'
 )
 _OTHER_WEIGHTS = (
-    "Look for functions and hooks that reach a module of the model by a global name or a registry "
-    "(closures, defaults and functools.partial are made anew): add them after building "
-    "SelfAlignment."
+    "Look for functions and hooks that reach a module of the model by a global name or a registry: "
+    "let them hold it instead (closures, defaults, attributes and functools.partial are made anew)."
 )
 
 

@@ -20,6 +20,7 @@ Convention = Callable[[torch.Tensor], torch.Tensor]
 
 _TIME = re.compile(r"(t|times?|timesteps?|sigmas?|noise_labels|noise_levels?|c_noise)")
 _SECOND_TIME = re.compile(r"(r|s|h|dt|\w*time(step)?s?(_\w+)?|(t|sigma|delta)_\w+|\w+_(t|sigma))")
+_FEW = 8  # more numbers per sample are an embedding
 _WHOLE_STEPS = 100  # a time that is told in whole numbers has at least so many of them
 
 
@@ -81,7 +82,7 @@ def find_layout(
     _check_single("t (as it is, in thousandths, or reversed)", len(times), tensors)
     ((time, (conventions, shape)),) = times.items()
     unknown.pop(time, None)
-    _check_no_second_time(path, conventions[0], unknown, names, len(t))
+    _check_no_second_time(path, conventions[0], unknown, names, t)
     _check_no_second_sample(seen.predicted, x, unknown, names)
     return Layout(samples[0], time, conventions[0], shape, len(conventions) == 1)
 
@@ -168,14 +169,16 @@ def _check_no_second_time(
     told: Convention,
     others: dict[Place, torch.Tensor],
     names: dict[Place, str],
-    batch: int,
+    t: torch.Tensor,
 ) -> None:
     """Refuse a call with a second number per sample that may be a time: it would stay behind.
 
-    Such a number has a time's name, or differs from sample to sample within the range of times.
+    Such a number has a time's name, or differs from sample to sample within the range of times; or
+    the time is one of a few numbers per sample, such as the ends of an interval.
     """
     for place, value in others.items():
-        if _may_be_time(path, told, value, batch, names[place]):
+        may_be = _may_be_time(path, told, value, len(t), names[place])
+        if may_be or _has_time_among(value, told(t)):
             raise invalid(
                 "Each time that the model is told must be the teacher's own",
                 f"argument {names[place]!r}, {described(value)}, beside the time that was found",
@@ -210,6 +213,14 @@ def _is_among(value: torch.Tensor, given: list[torch.Tensor]) -> bool:
     return any(
         value is other or (value.shape == other.shape and close(value, other)) for other in given
     )
+
+
+def _has_time_among(value: torch.Tensor, times: torch.Tensor) -> bool:
+    """Whether one of a few numbers per sample is the time that the model is told."""
+    few = value.ndim == 2 and len(value) == len(times) and 1 < value.shape[1] <= _FEW
+    if not few or not value.is_floating_point() or bool((times == times[0]).all()):
+        return False
+    return any(close(column, times) for column in value.unbind(1))
 
 
 def _may_be_time(

@@ -23,12 +23,15 @@ _DROPOUTS = {
     *(F.alpha_dropout, F.feature_alpha_dropout, torch.dropout, torch.alpha_dropout),
 }
 # in training mode these are noisy features, and nothing else
-_NOISY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.MultiheadAttention)
+_NOISY = (nn.modules.batchnorm._BatchNorm, nn.MultiheadAttention)
+_DROPOUT = nn.modules.dropout._DropoutNd
 _CONSTANT = 0.02  # weights so small keep a forward finite
 
 
 class WithoutDropout(TorchFunctionMode):
     """Meanwhile, dropout of features does nothing.
+
+    Dropout of one number for each sample is none of features: it drops conditions.
 
     Attributes:
         found: whether there was any.
@@ -43,12 +46,19 @@ class WithoutDropout(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func in _DROPOUTS:
-            self.found = True
-            return args[0] if args else kwargs["input"]
+            given = args[0] if args else kwargs["input"]
+            if given.numel() > given.shape[:1].numel():
+                self.found |= _drops(*args[1:3], **kwargs)
+                return given
         if func is F.scaled_dot_product_attention and kwargs.get("dropout_p"):
             self.found = True
             kwargs["dropout_p"] = 0.0
         return func(*args, **kwargs)
+
+
+def _drops(p: float = 0.5, training: bool = True, **others: Any) -> bool:
+    """Whether a call of dropout has an effect, by its arguments after the input."""
+    return p > 0 and others.get("train", training)
 
 
 @contextmanager
@@ -57,7 +67,7 @@ def as_in_training(model: nn.Module, idle: set[nn.Module]) -> Iterator[WithoutDr
     modes = {module: module.training for module in model.modules()}
     dropout = WithoutDropout()
     for module in modes:
-        noisy = isinstance(module, _NOISY) or module in idle
+        noisy = isinstance(module, _NOISY) or (module in idle and not isinstance(module, _DROPOUT))
         dropout.found |= noisy and _has_effect(module)
         module.training = not noisy
     try:

@@ -208,8 +208,8 @@ def _kept(output: Output) -> Any:
         return type(output)(map(_kept, output))
     if torch.compiler.is_compiling():
         return output
-    parts = parts_of(output)
-    return with_parts(output, {key: _kept(part) for key, part in parts.items()}) if parts else output
+    parts = {key: _kept(part) for key, part in parts_of(output).items()}
+    return with_parts(output, parts) if parts else output
 
 
 def random_state() -> list[Any]:
