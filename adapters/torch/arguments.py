@@ -87,6 +87,24 @@ def at_place(value: Nest, place: tuple[Any, ...]) -> Any:
     return value
 
 
+def cloned(value: Nest) -> Any:
+    """The nest with copies of its tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    parts = {key: cloned(part) for key, part in parts_of(value).items()}
+    return with_parts(value, parts) if parts else value
+
+
+def written(value: Nest, place: tuple[Any, ...]) -> str:
+    """How what is at a place is taken, as it is written in Python."""
+    if not place:
+        return ""
+    first, *rest = place
+    indexed = isinstance(value, (tuple, list, dict))
+    taken = f"[{first!r}]" if indexed else f".{first}"
+    return taken + written(parts_of(value)[first], tuple(rest))
+
+
 def with_tensor(value: Nest, place: tuple[Any, ...], tensor: torch.Tensor) -> Any:
     """The nest with another tensor at a place."""
     if not place:

@@ -17,7 +17,7 @@ from torch import nn
 
 from selfalign.adapting import invalid
 
-from .arguments import parts_of, tensors_by_place, with_parts
+from .arguments import parts_of, tensors_by_place, with_parts, written
 from .reading import Changes, Place, Undecided, clear_peaks, find_reading
 from .tokens import (
     Output,
@@ -48,6 +48,8 @@ class Probe:
         self.batch = len(x)
         self.sample = x.shape[1:]
         self.grid = tuple(x.shape[2:])
+        self.run = run
+        self.x = x
         self.outputs = run(x)
         self.readers = [reader for reader in readers if reader.where in self.outputs]
         first = x.clone()
@@ -99,6 +101,11 @@ class Probe:
         except Undecided:
             return False
         return True
+
+    def repeats(self, reader: TokenReader) -> bool:
+        """Whether this block gives the same for the same samples."""
+        differences = self._differences(self.run(self.x))[reader.where]
+        return not any(change.any() for change in differences.values())
 
     def peaks(self, reader: TokenReader) -> list[int | None]:
         """At which token each spot shows most."""
@@ -197,10 +204,20 @@ def find_streams(probe: Probe, x0: torch.Tensor) -> list[Stream]:
         try:
             stream = probe.stream(reader)
         except Undecided as reason:
+            if not probe.repeats(reader):
+                raise _unlike_before(reader) from None
             raise not_found(reader, output, str(reason)) from None
         _check_count(reader, output, stream, x0)
         found.append(stream)
     return found
+
+
+def _unlike_before(reader: TokenReader) -> ValueError:
+    return invalid(
+        "The model must give the same for the same input",
+        f"{reader.where}, which gave something else in another forward",
+        "Switch off what it keeps from one forward to the next, such as a cache of features.",
+    )
 
 
 def _check_count(reader: TokenReader, output: Output, stream: Stream, x0: torch.Tensor) -> None:
@@ -274,14 +291,4 @@ def _example(output: Output) -> str:
     found = dict(tensors_by_place(output))
     largest = max(found, key=lambda place: found[place].numel(), default=())
     lacks_batch = largest in found and found[largest].ndim == 2
-    return f"lambda output: output{_taking(output, largest)}{'[None]' * lacks_batch}"
-
-
-def _taking(output: Output, place: Place) -> str:
-    """How the part at a place is taken, as it is written in Python."""
-    if not place:
-        return ""
-    first, *rest = place
-    indexed = isinstance(output, (tuple, list, dict))
-    taken = f"[{first!r}]" if indexed else f".{first}"
-    return taken + _taking(parts_of(output)[first], tuple(rest))
+    return f"lambda output: output{written(output, largest)}{'[None]' * lacks_batch}"

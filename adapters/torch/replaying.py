@@ -12,7 +12,7 @@ from torch import nn
 
 from selfalign.adapting import EMATeacher, invalid, paths
 
-from .arguments import Batch
+from .arguments import Batch, cloned
 from .comparing import Comparison
 from .hooks import Hooks
 from .layout import Layout, find_layout
@@ -278,8 +278,8 @@ def run_until(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> dict[
     missing = set(modules)
 
     def capture(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        found[path] = output
         missing.discard(path)
+        found[path] = cloned(output) if missing else output  # a model may write into it
         if not missing:
             raise Stopped
 

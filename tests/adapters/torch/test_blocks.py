@@ -14,7 +14,7 @@ from selfalign.adapters.torch import SelfAlignment
 class TwoLists(DiT):
     def __init__(self):
         super().__init__()
-        self.more_blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+        self.more_blocks = nn.ModuleList(Block(16) for _ in range(3))
 
 
 def loss_of(student, teacher, **settings):
@@ -33,7 +33,7 @@ WRONG = {
         TwoLists,
         SRA,
         {},
-        r"found 'blocks' \(6 x Block\), 'more_blocks' \(3 x Linear\).*Pass blocks=",
+        r"found 'blocks' \(6 x Block\), 'more_blocks' \(3 x Block\).*Pass blocks=\"blocks\"",
     ),
     "path that does not exist": (
         DiT,

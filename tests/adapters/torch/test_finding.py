@@ -1,5 +1,8 @@
 """What is aligned is the sample's, on models that keep other tokens beside it or other orders."""
 
+import collections
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
@@ -170,8 +173,114 @@ class ChannelsFirst(Model):
         return super().aligned(x, t).transpose(1, 2)
 
 
+class Interleaved(Model):
+    """Another token after each of the sample's."""
+
+    def embed(self, x, t):
+        tokens = super().embed(x, t)
+        return torch.stack([tokens, self.extra[0].expand_as(tokens)], 2).flatten(1, 2)
+
+    def aligned(self, x, t):
+        return super().aligned(x, t)[:, ::2]
+
+
+class Backwards(Model):
+    def embed(self, x, t):
+        return super().embed(x, t).flip(1)
+
+
+class Padded(Model):
+    """Samples of 5, 3 and 4 positions: what comes after them is left out at once."""
+
+    def embed(self, x, t):
+        kept = torch.arange(5) < torch.tensor([5, 3, 4])[:, None]
+        return self.embed_x(x * kept[..., None]) + self.time(t)
+
+
+class ZeroEmbedder(TimeToken):
+    def __init__(self):
+        super().__init__()
+        nn.init.zeros_(self.embed_x.weight)
+
+
+class Skips(TimeToken):
+    """As U-ViT: the second half sees the first; a list of projections stands beside the blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.skips = nn.ModuleList(nn.Linear(2 * WIDTH, WIDTH) for _ in range(2))
+
+    def forward(self, x, t):
+        tokens = self.embed(x, t)
+        first = tokens = self.blocks[0](tokens)
+        second = tokens = self.blocks[1](tokens)
+        tokens = self.blocks[2](tokens)
+        tokens = self.blocks[3](self.skips[0](torch.cat([tokens, second], -1)))
+        return self.blocks[4](self.skips[1](torch.cat([tokens, first], -1)))
+
+
+class Window(nn.Module):
+    """Mixes within windows of 2 x 2, which are shifted in every second block."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, x, shift):
+        batch, height, width, _ = x.shape
+        windows = (
+            torch.roll(x, (-shift, -shift), (1, 2)).unflatten(1, (-1, 2)).unflatten(3, (-1, 2))
+        )
+        tokens = self.block(windows.transpose(2, 3).reshape(-1, 4, WIDTH))
+        tokens = tokens.view(batch, height // 2, width // 2, 2, 2, WIDTH).transpose(2, 3)
+        return torch.roll(tokens.reshape(x.shape), (shift, shift), (1, 2))
+
+
+class Windows(Model):
+    def __init__(self):
+        super().__init__(Window)
+
+    def run(self, x, t, blocks):
+        tokens = self.embed_x(x) + self.time(t)[:, None]
+        for number, block in enumerate(blocks):
+            tokens = block(tokens, number % 2)
+        return tokens
+
+    def forward(self, x, t):
+        return self.run(x, t, self.blocks)
+
+    def aligned(self, x, t):
+        return self.run(x, t, self.blocks[:2]).flatten(1, 2)
+
+
+class Pair(collections.namedtuple("Pair", "first second")):
+    """Text and picture, or picture and text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    image: torch.Tensor
+    text: torch.Tensor
+
+
+class Guarded(collections.OrderedDict):
+    """As the outputs of diffusers and transformers: one that refuses update()."""
+
+    def update(self, *args, **kwargs):
+        raise RuntimeError("no update")
+
+
+def read_parts(parts, text_first):
+    """Picture and text."""
+    if isinstance(parts, Parts):
+        return parts.image, parts.text
+    if isinstance(parts, dict):
+        return parts["image"], parts["text"]
+    return reversed(parts) if text_first else parts
+
+
 class Joint(nn.Module):
-    """Text and picture of equal length, in either order, in a tuple, a list or a dict."""
+    """Text and picture of equal length, in either order, in one of many kinds of nest."""
 
     def __init__(self, text_first, kind):
         super().__init__()
@@ -182,8 +291,10 @@ class Joint(nn.Module):
     def forward(self, image, text):
         tokens = self.block(torch.cat([image, text], 1))
         parts = tokens[:, : image.shape[1]], tokens[:, image.shape[1] :]
-        if self.kind is dict:
-            return dict(zip(("image", "text"), parts, strict=True))
+        if self.kind in (dict, Guarded):
+            return self.kind(zip(("image", "text"), parts, strict=True))
+        if self.kind in (Parts, Pair):
+            return self.kind(*(reversed(parts) if self.text_first else parts))
         return self.kind(reversed(parts) if self.text_first else parts)
 
 
@@ -196,9 +307,7 @@ class TwoStreams(Model):
     def streams(self, x, t, blocks):
         image, text = self.embed(x, t), self.text.expand(len(x), -1, -1)
         for block in blocks:
-            parts = block(image, text)
-            parts = list(parts.values()) if isinstance(parts, dict) else list(parts)
-            image, text = reversed(parts) if self.text_first else parts
+            image, text = read_parts(block(image, text), self.text_first)
         return image
 
     def forward(self, x, t):
@@ -220,6 +329,13 @@ CASES = {
     "sequence first, B = 1": (SequenceFirst, (1, 5, 4)),
     "channels first": (ChannelsFirst, (3, 10, 4)),
     "channels first, L = D": (ChannelsFirst, (3, WIDTH, 4)),
+    "every second token": (Interleaved, SIZES),
+    "backwards": (Backwards, SIZES),
+    "padded samples": (Padded, SIZES),
+    "an embedder that begins at zero": (ZeroEmbedder, SIZES),
+    "skips": (Skips, SIZES),
+    "shifted windows": (Windows, (3, 4, 4, 4)),
+    "N = D = B": (Model, (WIDTH, WIDTH, 4)),
     "N = B": (TimeToken, (5, 5, 4)),
     "B = 1": (TimeToken, (1, 5, 4)),
 } | {
@@ -227,7 +343,10 @@ CASES = {
         lambda first=first, kind=kind: TwoStreams(first, kind),
         SIZES,
     )
-    for first, kind in ((False, tuple), (True, tuple), (True, list), (False, dict))
+    for first, kind in (
+        *((False, tuple), (True, tuple), (True, list), (True, Pair)),
+        *((False, dict), (False, Guarded), (False, Parts)),
+    )
 }
 
 
@@ -357,6 +476,132 @@ def test_a_list_that_the_sample_does_not_run_through_is_refused():
     torch.testing.assert_close(received, expected)
 
 
+class RefinedInOneList(Model):
+    """The first two blocks of the trunk's own list refine the text."""
+
+    def forward(self, x, t):
+        text = self.beside(x)
+        for block in self.blocks[:2]:
+            text = block(text)
+        tokens = torch.cat([text, self.embed(x, t)], 1)
+        for block in self.blocks[2:]:
+            tokens = block(tokens)
+        return tokens
+
+    def aligned(self, x, t):
+        text = self.blocks[1](self.blocks[0](self.beside(x)))
+        tokens = torch.cat([text, self.embed(x, t)], 1)
+        return self.blocks[2](tokens)[:, 2:]
+
+
+def test_a_refiner_in_the_trunks_own_list_is_refused():
+    model = RefinedInOneList()
+    align = SelfAlignment(model, SRA)
+    message = r"Received: blocks.1, whose tokens .* such as taps=\('blocks.2', 'blocks.4'\)."
+    with pytest.raises(ValueError, match=message):
+        run(model, align, SIZES)
+    align.detach()
+    align = SelfAlignment(model, SRA, taps=("blocks.2", "blocks.4"))
+    expected, received = run(model, align, SIZES)
+    torch.testing.assert_close(received, expected)
+
+
+class PaddedAmidText(Padded):
+    def embed(self, x, t):
+        return torch.cat([self.beside(x), super().embed(x, t)[:, :4]], 1)
+
+
+def test_padded_samples_beside_text_are_the_users_to_select():
+    model = PaddedAmidText()
+    align = SelfAlignment(model, SRA)
+    message = r"its tokens at other places from sample to sample. Pass select="
+    with pytest.raises(ValueError, match=message):
+        run(model, align, SIZES)
+    align.detach()
+    align = SelfAlignment(model, SRA, select=lambda output: output[:, 2:])
+    expected, received = run(model, align, SIZES)
+    torch.testing.assert_close(received, expected[:, 2:])
+
+
+class TwoParts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, tokens):
+        tokens = self.block(tokens)
+        return Parts(tokens, tokens.softmax(-1)[..., :5])
+
+
+class BesideAMap(Model):
+    def __init__(self):
+        super().__init__(TwoParts)
+
+    def run(self, x, t, blocks):
+        tokens = self.embed(x, t)
+        for block in blocks:
+            tokens = block(tokens).image
+        return tokens
+
+    def forward(self, x, t):
+        return self.run(x, t, self.blocks)
+
+    def aligned(self, x, t):
+        return self.run(x, t, self.blocks[:2])
+
+
+def test_the_advice_names_fields_of_a_dataclass():
+    model = BesideAMap()
+    align = SelfAlignment(model, SRA)
+    message = (
+        r"blocks.1: Parts of \('image': shape \(3, 5, 16\), 'text': shape \(3, 5, 5\)\); 2 parts "
+        r"of it depend on the sample. Pass select=, .* select=lambda output: output.image."
+    )
+    with pytest.raises(ValueError, match=message):
+        run(model, align, SIZES)
+    align.detach()
+    align = SelfAlignment(model, SRA, select=lambda output: output.image)
+    expected, received = run(model, align, SIZES)
+    torch.testing.assert_close(received, expected)
+
+
+class Cached(Model):
+    """Keeps something of all samples for its next forward."""
+
+    cache = 0.0
+
+    def embed(self, x, t):
+        tokens = super().embed(x, t) + self.cache
+        self.cache = tokens.detach().mean()
+        return tokens
+
+
+def test_a_model_that_goes_on_from_its_last_forward_is_refused():
+    model = Cached()
+    message = r"must give the same for the same input. Received: blocks.1, which .* a cache of"
+    with pytest.raises(ValueError, match=message):
+        run(model, SelfAlignment(model, SRA), SIZES)
+
+
+class InPlace(TwoStreams):
+    """Writes into what a block has returned."""
+
+    def streams(self, x, t, blocks):
+        image, text = self.embed(x, t), self.text.expand(len(x), -1, -1)
+        for number, block in enumerate(blocks):
+            image, text = read_parts(block(image, text), False)
+            if number < len(blocks) - 1:
+                image += 1
+        return image
+
+
+@pytest.mark.parametrize("kind", [tuple, dict, Parts, Pair])
+def test_what_is_written_into_a_nest_later_is_not_aligned(kind):
+    model = InPlace(False, kind)
+    expected, received = run(model, SelfAlignment(model, SRA), SIZES)
+    torch.testing.assert_close(received, expected)
+
+
 class NoList(Refined):
     """Its trunk's blocks are attributes."""
 
@@ -460,6 +705,64 @@ def test_tokens_are_found_in_any_order_of_axes(axes, batch, mine, width):
     reading = find_reading(changes, batch, [width])
     whole = arranged(torch.ones(batch, len(mine)))
     torch.testing.assert_close(reading(whole), tokens[:, places])
+
+
+@given(
+    st.permutations(["b", "h", "w", "d"]).filter(lambda order: "b" in order[:2]),
+    *(st.integers(2, 4), st.integers(2, 4), st.integers(2, 4)),
+)
+def test_tokens_are_found_in_grids_of_any_order_of_axes(order, batch, height, width):
+    tokens = torch.rand(batch, height, width, 7) + 1
+    axes = [["b", "h", "w", "d"].index(axis) for axis in order]
+
+    def arranged(change):
+        return (tokens * change[..., None]).permute(axes)
+
+    first = torch.zeros(batch, height, width)
+    first[0] = 1.0
+    spot = torch.zeros(batch, height, width)
+    spot[:, 1, 0] = 1.0
+    whole = arranged(torch.ones(batch, height, width))
+    reading = find_reading(Changes(arranged(first), whole, [arranged(spot)]), batch, [7])
+    expected = tokens if order.index("h") < order.index("w") else tokens.transpose(1, 2)
+    torch.testing.assert_close(reading(whole), expected.flatten(1, 2))
+
+
+@given(st.integers(2, 3), st.integers(2, 4), st.integers(1, 4), st.integers(0, 2))
+def test_frames_in_the_batchs_axis_belong_to_their_samples(batch, frames, size, more):
+    """[(B F), S, D], where each frame has other tokens behind its own."""
+    tokens = torch.rand(batch, frames, size + more, 7) + 1
+
+    def arranged(change):
+        mine = torch.arange(size + more) < size
+        return (tokens * change[..., None, None] * mine[:, None]).flatten(0, 1)
+
+    first = torch.zeros(batch, frames)
+    first[0] = 1.0
+    spot = torch.zeros(batch, frames)
+    spot[:, 0] = 1.0
+    spotted = arranged(spot)
+    spotted[:, 1:] = 0.0  # one number of the sample shows at one token
+    changes = Changes(arranged(first), arranged(torch.ones(batch, frames)), [spotted])
+    reading = find_reading(changes, batch, [7])
+    expected = tokens[:, :, :size].flatten(1, 2)
+    torch.testing.assert_close(reading(tokens.flatten(0, 1)), expected)
+
+
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=4), st.booleans())
+def test_of_padded_samples_all_tokens_are_taken(lengths, chosen):
+    """Where each token is some sample's, or where the user took them."""
+    longest = max(lengths) + chosen
+    mine = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    tokens = torch.rand(len(lengths), longest, 7) + 1
+    spot = torch.zeros_like(tokens)
+    spot[:, 0] = 1.0
+    first = torch.zeros_like(tokens)
+    first[0] = tokens[0] * mine[0, :, None]
+    changes = Changes(first, tokens * mine[..., None], [spot])
+    reading = find_reading(changes, len(lengths), [7], chosen=chosen)
+    alike = len(set(lengths)) == 1
+    torch.testing.assert_close(reading(tokens), tokens[:, : lengths[0] if alike else longest])
 
 
 def test_what_changes_everywhere_tells_nothing():

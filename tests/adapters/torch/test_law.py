@@ -211,6 +211,7 @@ class Drawing(DiT):
         self.way = way
         self.generator = torch.Generator().manual_seed(0)
         self.null = torch.nn.Parameter(torch.randn(16))
+        self.dropout = torch.nn.Dropout(0.5 if "layer" in way else 0.0)
 
     def kept(self, *shape):
         own = self.generator if self.way.endswith("own generator") else None
@@ -227,6 +228,10 @@ class Drawing(DiT):
             x = torch.where(self.kept(size, 5)[..., None], self.null, x)
         if self.way == "noise in both modes":
             x = x + torch.randn_like(x)
+        if self.way == "dropout of a condition":
+            c = c * (torch.nn.functional.dropout(torch.ones(size, 1), 0.5, self.training) > 0)
+        if self.way == "a layer's dropout of a condition":
+            c = c * (self.dropout(torch.ones(size, 1)) > 0)
         if self.way == "functional dropout":
             x = torch.nn.functional.dropout(x, 0.2, self.training)
         if self.training and self.way == "another scale":
@@ -241,7 +246,10 @@ class Drawing(DiT):
 
 
 REPEATED = ("labels", "labels, own generator", "noise in both modes", "functional dropout")
-REFUSED = ("null", "null, own generator", "masked tokens", "late")
+REFUSED = (
+    *("null", "null, own generator", "masked tokens", "late"),
+    *("dropout of a condition", "a layer's dropout of a condition"),
+)
 
 
 def train(align, batch, steps=3):

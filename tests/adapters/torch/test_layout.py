@@ -266,6 +266,32 @@ def test_a_second_time_is_refused_unless_it_is_a_condition(loss, batch, share):
     assert align(*batch, r).item() > 0
 
 
+class Ends(DiT):
+    """Told an interval of time beside its end."""
+
+    def forward(self, x, t, y, ends):
+        return super().forward(x, t, y)
+
+
+def test_an_interval_that_holds_the_time_is_refused(loss, batch):
+    x_t, t, y = seen(batch)
+    align = SelfAlignment(Ends(), loss)
+    align.model(x_t, t, y, torch.stack([t / 2, t], 1))
+    message = r"the teacher's own. Received: argument 'ends', shape \(4, 2\) .* Pass call="
+    with pytest.raises(ValueError, match=message):
+        align(*batch[:3])
+    align.model(x_t, t, y, torch.tensor([[64.0, 64.0, 0.0, 0.0]] * 4))  # sizes are a condition
+    assert align(*batch[:3]).item() > 0
+    align.detach()
+
+    def call(model, x, t, y):
+        return model(x, t, y, torch.stack([t / 2, t], 1))
+
+    align = SelfAlignment(align.model, loss, call=call)
+    align.model(x_t, t, y, torch.stack([t / 2, t], 1))
+    assert align(*batch).item() > 0
+
+
 class PerToken(DiT):
     """Told a time for each token."""
 
