@@ -147,14 +147,19 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, rtol=0, atol=0.01 * scale + 1e-6, equal_nan=True)
 
 
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The largest distance between two samples' tokens [B, N, D], in lengths of the second."""
+def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """How far the tokens [B, N, D] of each sample are apart [B], in lengths of the second."""
     if a.shape != b.shape:
-        return float("inf")
+        return torch.full((len(b),), float("inf"))
     a = a.float().flatten(1).nan_to_num()
     b = b.float().flatten(1).nan_to_num()
-    lengths = b.norm(dim=1).clamp(min=1e-12)
-    return float(((a - b).norm(dim=1) / lengths).max()) if a.numel() else 0.0
+    return (a - b).norm(dim=1) / b.norm(dim=1).clamp(min=1e-12)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest distance between two samples' tokens [B, N, D], in lengths of the second."""
+    apart = distances(a, b)
+    return float(apart.max()) if len(apart) else 0.0
 
 
 def alike(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:

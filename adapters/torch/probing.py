@@ -53,7 +53,7 @@ class Probe:
         self.outputs = run(x)
         self.readers = [reader for reader in readers if reader.where in self.outputs]
         first = x.clone()
-        another = _another(x)
+        another = another_sample(x)
         first[0] = another[0]
         runs = [self._differences(run(sample)) for sample in (first, another)]
         spots = [self._differences(run(sample)) for sample in _spotted(x)]
@@ -113,7 +113,7 @@ class Probe:
         return clear_peaks(stream.reading, self.changes[reader.where][stream.place].spots)
 
 
-def _another(x: torch.Tensor) -> torch.Tensor:
+def another_sample(x: torch.Tensor) -> torch.Tensor:
     """Other samples of the same scale."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(x.shape, generator=generator).to(x)

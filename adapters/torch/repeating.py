@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,12 +17,10 @@ from torch.overrides import TorchFunctionMode
 from .average import plain_names
 from .buffers import buffers_kept
 from .sharding import local
-from .student import Autocast, random_streams_kept
+from .student import Autocast, random_state, random_streams_kept, set_random_state
 
-_DROPOUTS = {
-    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
-    *(F.alpha_dropout, F.feature_alpha_dropout, torch.dropout, torch.alpha_dropout),
-}
+_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout}
+_ALPHA_DROPOUTS = {F.alpha_dropout, F.feature_alpha_dropout, torch.alpha_dropout}
 # in training mode these are noisy features, and nothing else
 _NOISY = (nn.modules.batchnorm._BatchNorm, nn.MultiheadAttention)
 _DROPOUT = nn.modules.dropout._DropoutNd
@@ -31,7 +30,8 @@ _CONSTANT = 0.02  # weights so small keep a forward finite
 class WithoutDropout(TorchFunctionMode):
     """Meanwhile, dropout of features does nothing.
 
-    Dropout of one number for each sample is none of features: it drops conditions.
+    Where whole samples are dropped, and others are kept whole, it is none of features: it drops a
+    condition.
 
     Attributes:
         found: whether there was any.
@@ -45,20 +45,29 @@ class WithoutDropout(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func in _ALPHA_DROPOUTS:
+            self.found = True
+            return args[0] if args else kwargs["input"]
         if func in _DROPOUTS:
-            given = args[0] if args else kwargs["input"]
-            if given.numel() > given.shape[:1].numel():
-                self.found |= _drops(*args[1:3], **kwargs)
-                return given
+            given = args[0] if args else kwargs.pop("input")
+            return self._without(given, functools.partial(func, given.clone(), *args[1:], **kwargs))
         if func is F.scaled_dot_product_attention and kwargs.get("dropout_p"):
             self.found = True
             kwargs["dropout_p"] = 0.0
         return func(*args, **kwargs)
 
-
-def _drops(p: float = 0.5, training: bool = True, **others: Any) -> bool:
-    """Whether a call of dropout has an effect, by its arguments after the input."""
-    return p > 0 and others.get("train", training)
+    def _without(self, given: torch.Tensor, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What was given, if features are dropped; what dropout makes of it, if samples are."""
+        state = random_state()
+        output = run()
+        present = (given != 0).flatten(1)
+        lost = present & (output == 0).flatten(1)
+        in_part = lost.any(1) & (lost != present).any(1)
+        if in_part.any() or torch.equal(output, given):
+            self.found |= bool(in_part.any())
+            set_random_state(state)  # as if nothing had been drawn
+            return given
+        return output if lost.any() else given
 
 
 @contextmanager
@@ -84,16 +93,23 @@ def _has_effect(module: nn.Module) -> bool:
     return not isinstance(module, nn.Identity) and chance != 0.0
 
 
-def idle_leaves(model: nn.Module, run: Callable[[], Any]) -> set[nn.Module]:
-    """The leaves without weights that give back their input in evaluation mode.
+def idle_leaves(
+    model: nn.Module, run: Callable[[], Any], run_another: Callable[[], Any]
+) -> set[nn.Module]:
+    """The leaves without weights that give back, in evaluation mode, what depends on the sample.
 
-    Stochastic depth is such a module.
+    Stochastic depth is such a module. What it does to a condition is no matter of features.
+
+    Args:
+        model: that runs.
+        run: a forward.
+        run_another: the same forward of another sample.
     """
-    idle: set[nn.Module] = set()
+    seen: dict[nn.Module, list[float]] = {}
 
     def compare(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if args and output is args[0]:
-            idle.add(module)
+        if args and output is args[0] and isinstance(output, torch.Tensor):
+            seen.setdefault(module, []).append(float(output.double().abs().sum()))
 
     handles = []
     for module in model.modules():
@@ -101,10 +117,13 @@ def idle_leaves(model: nn.Module, run: Callable[[], Any]) -> set[nn.Module]:
             handles.append(module.register_forward_hook(compare))
     try:
         run()
+        first = {module: list(sums) for module, sums in seen.items()}
+        seen.clear()
+        run_another()
     finally:
         for handle in handles:
             handle.remove()
-    return idle
+    return {module for module, sums in first.items() if seen.get(module) != sums}
 
 
 # What a run changes

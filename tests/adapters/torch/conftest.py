@@ -1,6 +1,7 @@
 """Fixtures of the torch adapter's tests: a model, a batch, and the user's loop around them."""
 
 import copy
+import random
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from selfalign.adapters.torch import SelfAlignment
 
 @pytest.fixture(autouse=True)
 def seeded():
+    random.seed(0)
     torch.manual_seed(0)
 
 

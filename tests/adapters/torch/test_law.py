@@ -203,6 +203,15 @@ def test_sampling_with_the_teacher_is_not_replayed(loss, batch, make_loop):
 # What training mode draws, and what it makes of the features
 
 
+class StochasticDepth(torch.nn.Module):
+    """Drops whole samples of what it is given."""
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        return x * torch.bernoulli(torch.full((len(x), *(1,) * (x.ndim - 1)), 0.5))
+
+
 class Drawing(DiT):
     """Draws in its forward, in one of many ways."""
 
@@ -212,6 +221,7 @@ class Drawing(DiT):
         self.generator = torch.Generator().manual_seed(0)
         self.null = torch.nn.Parameter(torch.randn(16))
         self.dropout = torch.nn.Dropout(0.5 if "layer" in way else 0.0)
+        self.depth = StochasticDepth()
 
     def kept(self, *shape):
         own = self.generator if self.way.endswith("own generator") else None
@@ -232,6 +242,10 @@ class Drawing(DiT):
             c = c * (torch.nn.functional.dropout(torch.ones(size, 1), 0.5, self.training) > 0)
         if self.way == "a layer's dropout of a condition":
             c = c * (self.dropout(torch.ones(size, 1)) > 0)
+        if self.way == "stochastic depth of a condition":
+            c = self.depth(c)
+        if self.way == "a dropout that drops rows":
+            c = torch.nn.functional.dropout1d(c, 0.5, self.training)
         if self.way == "functional dropout":
             x = torch.nn.functional.dropout(x, 0.2, self.training)
         if self.training and self.way == "another scale":
@@ -239,8 +253,14 @@ class Drawing(DiT):
         for number, block in enumerate(self.blocks):
             if self.training and self.way == "late" and number == 1:
                 c = c * self.kept(size, 1)
+            if self.training and self.way == "after the student" and number == 2:
+                c = c * self.kept(size, 1)
+            if self.training and self.way == "after the student, of all samples" and number == 2:
+                c = c * self.kept(1)
             if self.training and self.way == "routed later" and number == 2:
                 x = x[:, torch.rand(5).argsort()]
+            if self.training and self.way == "fewer later" and number == 2:
+                x = x[:, torch.rand(5).argsort()[:3]]
             x = block(x, c)
         return self.final_layer(x)
 
@@ -249,7 +269,9 @@ REPEATED = ("labels", "labels, own generator", "noise in both modes", "functiona
 REFUSED = (
     *("null", "null, own generator", "masked tokens", "late"),
     *("dropout of a condition", "a layer's dropout of a condition"),
+    *("stochastic depth of a condition", "a dropout that drops rows"),
 )
+LATER = ("after the student", "after the student, of all samples")
 
 
 def train(align, batch, steps=3):
@@ -264,7 +286,7 @@ def train(align, batch, steps=3):
     return align.step
 
 
-@pytest.mark.parametrize("way", [*REPEATED, "routed later"])
+@pytest.mark.parametrize("way", [*REPEATED, "routed later", "fewer later"])
 def test_what_can_be_repeated_is(loss, batch, way):
     assert train(SelfAlignment(Drawing(way), loss), repeated(batch)) == 3
 
@@ -272,6 +294,13 @@ def test_what_can_be_repeated_is(loss, batch, way):
 @pytest.mark.parametrize("way", REFUSED)
 def test_what_cannot_be_repeated_is_refused(loss, batch, way):
     message = r"gave other tokens where the model draws random numbers. Drop labels, or draw"
+    with pytest.raises(ValueError, match=message):
+        train(SelfAlignment(Drawing(way), loss), repeated(batch))
+
+
+@pytest.mark.parametrize("way", LATER)
+def test_a_condition_that_is_dropped_after_the_students_block_is_refused(loss, batch, way):
+    message = r"other tokens at blocks\.3 for some of the samples only. Drop a condition before"
     with pytest.raises(ValueError, match=message):
         train(SelfAlignment(Drawing(way), loss), repeated(batch))
 

@@ -1,0 +1,99 @@
+"""What the student draws in training mode: the teacher repeats it, or the model is refused."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from .comparing import distances
+from .looking import ROUNDING, Look
+from .parts import Tokens
+from .repeating import as_in_training, idle_leaves, own_generators
+from .sharding import any_process
+from .student import Indices, random_state, same_state
+
+_TRIALS = 32  # a condition dropped with probability 0.1 escapes them all with probability 0.03
+_ENOUGH = 3  # trials in which something was dropped
+
+_OTHER_DRAWS = (
+    "Drop labels, or draw tokens, before calling the model, pass what was drawn as an argument, "
+    "and switch the model's own drawing off; where tokens are routed, tap a student's block before "
+    'the route. If what is drawn is noise on features only, pass checks="off".'
+)
+_DROPPED_LATER = (
+    "Drop a condition before calling the model, and pass what was kept as an argument. If whole "
+    'blocks are left out at random, pass checks="off".'
+)
+
+
+class Draws:
+    """Tries out what training mode draws, on the teacher with the student's weights.
+
+    Dropout of features is off on both sides. Up to the student's block nothing else may differ.
+    Behind it tokens may be left out: then every sample changes. Where some samples change and
+    others do not, a condition was dropped.
+
+    Attributes:
+        noisy: whether dropout makes the student's own features noisy.
+    """
+
+    def __init__(self, look: Look) -> None:
+        self.look = look
+        self.noisy = False
+        self.later = [path for path in look.readers if path not in look.students]
+        self.changed = False
+        self.unchanged = False
+
+    def check(self) -> None:
+        """Look at a number of forwards.
+
+        Raises:
+            ValueError: something is drawn that cannot be repeated.
+        """
+        look = self.look
+        teacher = look.call.teacher
+        undropped = look.tokens(look.at_t, {})
+        runs = [functools.partial(look.tokens, run, {}) for run in (look.at_t, look.at_another)]
+        idle = idle_leaves(teacher, *runs)
+        dropped = 0
+        for _ in range(_TRIALS):
+            state = random_state()
+            with as_in_training(teacher, idle) as dropout:
+                trained, indices = look.with_indices(look.at_t, trains=True)
+            self.noisy |= dropout.found
+            if same_state(state, random_state()) and not own_generators(teacher):
+                break  # nothing is drawn, nothing is dropped
+            repeated = look.tokens(look.at_t, indices)
+            if look.differ(trained, repeated):
+                self._check_same(trained, indices, state)
+            else:
+                self._look_behind(trained, repeated)
+            dropped += look.differ(trained, undropped)
+            if dropped == _ENOUGH:
+                break
+        self._check_behind()
+
+    def _check_same(self, trained: Tokens, indices: Indices, state: list[Any]) -> None:
+        """What is drawn in evaluation mode as well can be drawn alike: from the student's state."""
+        look = self.look
+        recorded = len(look.seen.random_states) == 2
+        same = functools.partial(look.tokens, look.at_t, indices, state)
+        if self.noisy or not recorded or look.differ(trained, same()):
+            raise look.broken("other tokens where the model draws random numbers", _OTHER_DRAWS)
+        look.call.draws_alike = True
+
+    def _look_behind(self, trained: Tokens, repeated: Tokens) -> None:
+        """Which samples change behind the student's block."""
+        for path in self.later:
+            changed = distances(trained[path], repeated[path]) > ROUNDING
+            self.changed |= bool(changed.any())
+            self.unchanged |= bool((~changed).any())
+
+    def _check_behind(self) -> None:
+        changed, unchanged = self.changed, self.unchanged
+        if self.look.sharded:
+            changed = any_process(changed, self.look.device)
+            unchanged = any_process(unchanged, self.look.device)
+        if changed and unchanged:
+            received = f"other tokens at {self.later[0]} for some of the samples only"
+            raise self.look.broken(received, _DROPPED_LATER)
