@@ -319,6 +319,11 @@ def fsdp_diffusers(rank, folder):
             align.update()
             assert all(hasattr(p, "to_local") for p in align.teacher.parameters())
         same_everywhere(align.teacher.parameters())
+    text = {name: condition[name][:, 1:] for name in ("encoder_hidden_states", "txt_ids")}
+    model(**inputs | text, return_dict=False)
+    message = r"sharded model must keep the shapes of its first step.*Pad text to one length, or pa"
+    with pytest.raises(ValueError, match=message):
+        align(x0, noise, t, u=u)
 
 
 def not_sharded(rank, folder):

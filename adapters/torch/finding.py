@@ -124,7 +124,7 @@ class Finder:
             count = places.stop - places.start
         elif not known:
             reason = "the sample's tokens are at other places from sample to sample"
-            raise not_found(reader, probe.outputs[reader.where], reason)
+            raise not_found(probe, reader, reason)
         else:
             count = places.size
         if not known:
@@ -170,7 +170,7 @@ class Finder:
                 return run(paths, sample)
 
         probe = Probe(passing, x, readers)
-        if all(probe.changes.values()):
+        if all(map(probe.changes, probe.readers)):
             return probe
         with with_open_gates(module):  # embedders may begin at zero
             return Probe(passing, x, readers)

@@ -74,6 +74,8 @@ def find_layout(
     unknown = {place: value for place, value in others.items() if not _is_among(value, given)}
     times = _times(path, unknown, t) or _times(path, others, t)
     names = _names(module, others)
+    if not times:
+        _check_a_time_each(path, module, seen.call.places(), t)
     if len(times) > 1:  # a label may equal the time by chance: the name decides
         named = [place for place in times if _TIME.fullmatch(names[place])]
         doubtful = [place for place in times if others[place].is_floating_point()]
@@ -164,6 +166,22 @@ def _check_single(wanted: str, count: int, tensors: dict[Place, torch.Tensor]) -
         )
 
 
+def _check_a_time_each(
+    path: paths.Path, module: nn.Module, places: dict[Place, Any], t: torch.Tensor
+) -> None:
+    """Refuse one time for a whole batch: each sample's teacher has a time of its own."""
+    numbers = {place: v for place, v in places.items() if isinstance(v, (float, int, torch.Tensor))}
+    tensors = {place: torch.as_tensor(v, device=t.device) for place, v in numbers.items()}
+    names = _names(module, tensors)
+    for place, value in tensors.items():
+        if value.numel() == 1 and fitting_conventions(path, value.reshape(1).expand(len(t)), t):
+            raise invalid(
+                "The model must be told a time for each sample",
+                f"argument {names[place]!r}, {described(value)}, for {len(t)} samples",
+                "Repeat it where you call the model: t.expand(len(x)).",
+            )
+
+
 def _check_no_second_time(
     path: paths.Path,
     told: Convention,
@@ -195,8 +213,8 @@ def _check_no_second_sample(
 ) -> None:
     """Refuse a call with a second sample: the model predicts something of its shape, too."""
     beside = [shape for shape in predicted if len(shape) > 2]
-    if x.shape in beside:
-        beside.remove(x.shape)
+    if beside:
+        beside.remove(x.shape if x.shape in beside else beside[0])
     for place, value in others.items():
         if value.is_floating_point() and value.shape in beside:
             raise invalid(

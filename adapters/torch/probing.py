@@ -17,8 +17,9 @@ from torch import nn
 
 from selfalign.adapting import invalid
 
-from .arguments import parts_of, tensors_by_place, with_parts, written
+from .arguments import parts_of, with_parts
 from .reading import Changes, Place, Undecided, clear_peaks, find_reading
+from .selecting import example, spelled
 from .tokens import (
     Output,
     Stream,
@@ -55,29 +56,26 @@ class Probe:
         first = x.clone()
         another = another_sample(x)
         first[0] = another[0]
-        runs = [self._differences(run(sample)) for sample in (first, another)]
-        spots = [self._differences(run(sample)) for sample in _spotted(x)]
-        self.changes: dict[str, dict[Place, Changes]] = {}
-        for reader in self.readers:
-            where = reader.where
-            self.changes[where] = {
-                place: Changes(runs[0][where][place], change, [s[where][place] for s in spots])
-                for place, change in runs[1][where].items()
-                if change.any()
-            }
+        self.others = [run(sample) for sample in (first, another, *_spotted(x))]
 
-    def _differences(self, outputs: Mapping[str, Output]) -> dict[str, Difference]:
-        """How much each tensor differs from what it was, by block."""
-        found = {}
-        for reader in self.readers:
-            before = reader.features(self.outputs[reader.where])
-            after = reader.features(outputs[reader.where])
-            found[reader.where] = {
-                place: (after[place].float() - tensor.float()).abs().nan_to_num(0.0, 0.0)
-                for place, tensor in before.items()
-                if place in after and after[place].shape == tensor.shape
-            }
-        return found
+    def changes(self, reader: TokenReader) -> dict[Place, Changes]:
+        """What depends on the sample in this block's output."""
+        first, every, *spots = (self._differences(reader, outputs) for outputs in self.others)
+        return {
+            place: Changes(first[place], change, [spot[place] for spot in spots])
+            for place, change in every.items()
+            if change.any()
+        }
+
+    def _differences(self, reader: TokenReader, outputs: Mapping[str, Output]) -> Difference:
+        """How much each tensor of a block differs from what it was."""
+        before = reader.features(self.outputs[reader.where])
+        after = reader.features(outputs[reader.where])
+        return {
+            place: (after[place].float() - tensor.float()).abs().nan_to_num(0.0, 0.0)
+            for place, tensor in before.items()
+            if place in after and after[place].shape == tensor.shape
+        }
 
     def stream(self, reader: TokenReader) -> Stream:
         """Where this block's output has the sample's tokens.
@@ -85,7 +83,7 @@ class Probe:
         Raises:
             Undecided: nowhere, or that cannot be told.
         """
-        changes = self.changes[reader.where]
+        changes = self.changes(reader)
         if len(changes) != 1:
             raise Undecided(f"{len(changes)} parts of it depend on the sample")
         ((place, change),) = changes.items()
@@ -104,13 +102,13 @@ class Probe:
 
     def repeats(self, reader: TokenReader) -> bool:
         """Whether this block gives the same for the same samples."""
-        differences = self._differences(self.run(self.x))[reader.where]
+        differences = self._differences(reader, self.run(self.x))
         return not any(change.any() for change in differences.values())
 
     def peaks(self, reader: TokenReader) -> list[int | None]:
         """At which token each spot shows most."""
         stream = self.stream(reader)
-        return clear_peaks(stream.reading, self.changes[reader.where][stream.place].spots)
+        return clear_peaks(stream.reading, self.changes(reader)[stream.place].spots)
 
 
 def another_sample(x: torch.Tensor) -> torch.Tensor:
@@ -198,16 +196,16 @@ def find_streams(probe: Probe, x0: torch.Tensor) -> list[Stream]:
     for reader in probe.readers:
         output = probe.outputs[reader.where]
         if not reader.features(output):
-            raise not_found(reader, output, "no part of it is [B, N, D]")
-        if not probe.changes[reader.where]:
+            raise not_found(probe, reader, "no part of it is [B, N, D]")
+        if not probe.changes(reader):
             raise Unlike(reader.where)
         try:
             stream = probe.stream(reader)
         except Undecided as reason:
             if not probe.repeats(reader):
                 raise _unlike_before(reader) from None
-            raise not_found(reader, output, str(reason)) from None
-        _check_count(reader, output, stream, x0)
+            raise not_found(probe, reader, str(reason)) from None
+        _check_count(probe, reader, stream, x0)
         found.append(stream)
     return found
 
@@ -220,13 +218,13 @@ def _unlike_before(reader: TokenReader) -> ValueError:
     )
 
 
-def _check_count(reader: TokenReader, output: Output, stream: Stream, x0: torch.Tensor) -> None:
+def _check_count(probe: Probe, reader: TokenReader, stream: Stream, x0: torch.Tensor) -> None:
     """Of the sample, a model makes one token a position at most, and `select` keeps no others."""
-    tensor = reader.features(output)[stream.place]
+    tensor = reader.features(probe.outputs[reader.where])[stream.place]
     tokens = stream.reading(tensor).shape[1]
     if tokens > most_tokens(x0):
         raise not_found(
-            reader, output, f"{tokens} tokens depend on a sample of {most_tokens(x0)} positions"
+            probe, reader, f"{tokens} tokens depend on a sample of {most_tokens(x0)} positions"
         )
     if reader.select is not None and stream.reading.places is not None:
         of = stream.reading.all_tokens(tensor).shape[1]
@@ -234,15 +232,8 @@ def _check_count(reader: TokenReader, output: Output, stream: Stream, x0: torch.
             "select= must take the sample's tokens only",
             f"{reader.where}: {of} tokens, of which {tokens} depend on the sample",
             "Leave select= out: they are found, or keep these: "
-            f"{_spelled(stream.reading.places)} of the tokens that it takes.",
+            f"{spelled(stream.reading.places)} of the tokens that it takes.",
         )
-
-
-def _spelled(places: Any) -> str:
-    """Places of tokens as they are written in Python."""
-    if isinstance(places, slice):
-        return f"[:, {places.start}:{places.stop}]"
-    return f"[:, {places.tolist()}]"
 
 
 def check_order(
@@ -276,19 +267,11 @@ def same_order(probe: Probe, student: TokenReader) -> list[str]:
     return [r.where for r in readers if probe.has_sample(r) and probe.peaks(r) == mine]
 
 
-def not_found(reader: TokenReader, output: Output, reason: str) -> ValueError:
+def not_found(probe: Probe, reader: TokenReader, reason: str) -> ValueError:
     """The error where the sample's tokens cannot be told."""
     return invalid(
         "The tokens that are aligned must be the sample's",
-        f"{reader.where}: {shapes(output)}; {reason}",
+        f"{reader.where}: {shapes(probe.outputs[reader.where])}; {reason}",
         "Pass select=, a function from the block's output to the sample's tokens [B, N, D], such "
-        f"as select={_example(output)}.",
+        f"as select={example(probe, reader)}.",
     )
-
-
-def _example(output: Output) -> str:
-    """A function that takes the largest part of an output; of [N, D] it makes [1, N, D]."""
-    found = dict(tensors_by_place(output))
-    largest = max(found, key=lambda place: found[place].numel(), default=())
-    lacks_batch = largest in found and found[largest].ndim == 2
-    return f"lambda output: output{written(output, largest)}{'[None]' * lacks_batch}"

@@ -565,6 +565,49 @@ def test_the_advice_names_fields_of_a_dataclass():
     torch.testing.assert_close(received, expected)
 
 
+class Stacked(nn.Module):
+    """Two streams in one tensor [2, B, M, D]; tokens of time stand before the sample's."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, streams):
+        return torch.stack([self.block(streams[0]), self.block(streams[1])])
+
+
+class TwoStacked(Model):
+    def __init__(self):
+        super().__init__(Stacked)
+
+    def run(self, x, t, blocks):
+        tokens = torch.cat([self.time(t), self.embed_x(x)], 1)
+        streams = torch.stack([tokens, tokens.flip(1)])
+        for block in blocks:
+            streams = block(streams)
+        return streams
+
+    def forward(self, x, t):
+        return self.run(x, t, self.blocks)[0, :, 1:]
+
+    def aligned(self, x, t):
+        return self.run(x, t, self.blocks[:2])[0, :, 1:]
+
+
+def test_the_advice_was_tried_out():
+    """Followed literally, it takes the sample's tokens."""
+    model = TwoStacked()
+    align = SelfAlignment(model, SRA)
+    with pytest.raises(ValueError, match="such as select=lambda") as error:
+        run(model, align, SIZES)
+    align.detach()
+    advice = str(error.value).rstrip(".").split("such as select=")[1]
+    assert advice == "lambda output: output[0][:, 1:6]"
+    align = SelfAlignment(model, SRA, select=eval(advice))
+    expected, received = run(model, align, SIZES)
+    torch.testing.assert_close(received, expected)
+
+
 class Cached(Model):
     """Keeps something of all samples for its next forward."""
 

@@ -237,6 +237,43 @@ def test_a_second_sample_is_refused_unless_it_is_a_condition(loss, batch):
     assert align(*batch, sound).item() > 0
 
 
+class OneOutput(DiT):
+    """Its only output has the shape of a second picture, that of a condition."""
+
+    def forward(self, x, t, y, control):
+        return super().forward(x + control.mean(-1, keepdim=True), t, y)[..., :3]
+
+
+def test_an_only_output_is_the_samples(loss, batch):
+    model = OneOutput()
+    align = SelfAlignment(model, loss)
+    model(*seen(batch), torch.randn(4, 5, 3))
+    assert align(*batch).isfinite()
+
+
+class OneTime(DiT):
+    def forward(self, x, t, y):
+        return super().forward(x, torch.as_tensor(t, dtype=x.dtype).expand(len(x)), y)
+
+
+@pytest.mark.parametrize("tell", [lambda t: t[0], lambda t: t[:1], lambda t: float(t[0])])
+def test_one_time_for_a_batch_is_refused(loss, batch, tell):
+    model = OneTime()
+    align = SelfAlignment(model, loss)
+    x0, noise, t, y = batch
+    t = t[:1].expand(len(t))
+    x = align.path.add_noise(x0, noise, t)
+    model(x, tell(t), y)
+    message = (
+        r"must be told a time for each sample. Received: argument 't', .* for 4 samples. Repeat "
+        r"it where you call the model: t.expand\(len\(x\)\)."
+    )
+    with pytest.raises(ValueError, match=message):
+        align(x0, noise, t, y)
+    model(x, t, y)
+    assert align(x0, noise, t, y).isfinite()
+
+
 class Interval(DiT):
     """MeanFlow's model is told two times."""
 
