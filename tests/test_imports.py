@@ -88,12 +88,13 @@ def test_the_check_for_frameworks_can_fail(tmp_path):
 
 
 def test_importing_selfalign_takes_less_than_50_ms(tmp_path):
-    def microseconds():
-        _, errors = python("import selfalign", tmp_path, options=["-X", "importtime"])
-        return int(re.search(r"\|\s*(\d+) \| selfalign$", errors, re.MULTILINE)[1])
+    """Of processor time, which other programs do not lengthen as they do the clock's."""
+    code = "import time\nbegin = time.process_time()\nimport selfalign\nend = time.process_time()\n"
 
-    # a busy machine needs more than one try
-    assert any(0 < microseconds() < 50_000 for _ in range(10))
+    def seconds():
+        return float(python(code + "print(end - begin)", tmp_path)[0])
+
+    assert any(0 < seconds() < 0.05 for _ in range(5))
 
 
 CHOICES = {
