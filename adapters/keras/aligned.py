@@ -12,19 +12,21 @@ from selfalign.adapting import Objective, Scalar, Settings, Tensor, invalid, pat
 
 from . import saving
 from .average import PendingAverage
-from .batches import check_inputs, read_batch
+from .batches import Batch, check_inputs, input_names, read_batch
 from .blocks import find_taps
 from .counting import StepCounter
 from .drawing import Drawing
+from .fitting import Fitting
 from .forwards import make_forwards
 from .heads import add_heads
 from .options import DrawTime, Layers, Options, Select, checked_objectives, training_path
 from .step import Step
 from .terms import Terms
+from .weights import of_samples
 
 
 @keras.saving.register_keras_serializable(package="selfalign")
-class SelfAligned(keras.Model):
+class SelfAligned(Fitting):
     """Self-alignment around a diffusion backbone, trained by `fit` on clean samples.
 
     Each step draws times and noise, runs the backbone on the noisy samples, and adds the terms of
@@ -36,7 +38,8 @@ class SelfAligned(keras.Model):
     Labels may also be the data's second part, `fit(x0, labels)`. A dict beside them holds
     "target_tokens" [B, N, D] of yours for an objective that takes them (for a list of objectives a
     dict by name), and a "loss_mask" of the terms over samples [B] or tokens [B, N]:
-    `fit(x0, (labels, {"target_tokens": tokens}))`. Sample weights weigh the denoising loss.
+    `fit(x0, (labels, {"target_tokens": tokens}))`. Weights of samples [B], by class or by sample,
+    weigh denoising loss and terms; weights of places in them [B, ...] the denoising loss.
 
     Args:
         backbone: (x [B, ...], t [B], *condition) -> prediction. A functional model (a keras-hub
@@ -133,8 +136,11 @@ class SelfAligned(keras.Model):
         self._forwards = make_forwards(
             backbone, self.average, objectives, self._taps, self._options
         )
-        drawing = Drawing(self.draws, self.noise_path, self._options)
-        self._step = Step(self.noise_path, drawing, self._forwards, source, self._options)
+        drawing, held_out = (
+            Drawing(generator, self.noise_path, self._options)
+            for generator in (self.draws, self.held_out)
+        )
+        self._step = Step(self.noise_path, drawing, held_out, self._forwards, source, self._options)
         self._terms = Terms(objectives, listed=isinstance(loss, (list, tuple)))
         self._counter = StepCounter(self)
         self.steps = self._counter.steps
@@ -164,10 +170,6 @@ class SelfAligned(keras.Model):
 
     # Training
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """The batch as it is: a step needs the labels too, which only `compute_loss` gets."""
-        return inputs
-
     def compute_loss(
         self,
         x: Any = None,
@@ -182,61 +184,50 @@ class SelfAligned(keras.Model):
             x: clean samples, or (samples, condition, ...).
             y: the condition, unless `x` has it, and target tokens.
             y_pred: not used.
-            sample_weight: of the denoising loss.
+            sample_weight: of samples [B], or of places in them [B, ...].
             training: False moves nothing and drops no labels.
         """
-        batch = read_batch(x, y, self.objectives, self._terms.listed)
+        batch = self._read(x, y, sample_weight)
         check_inputs(self.backbone, batch, self._options)
         if training and self._average is not None:
             self._average.take_step(self._counter)
         outcome = self._step.run(batch, training)
-        prediction = outcome.prediction
         target = outcome.target
-        if self.loss is None:
-            denoising = keras.losses.MeanSquaredError()(target, prediction, sample_weight)
-        else:
-            denoising = super().compute_loss(x, target, prediction, sample_weight, training)
+        prediction = outcome.prediction
+        denoising = super().compute_loss(x, target, prediction, batch.weights, training)
+        self.measure(target, prediction, batch.weights)
+        weights = of_samples(batch.weights)
         term, metrics = self._terms.evaluate(
-            self._heads, outcome.tokens, outcome.target_tokens, batch.mask, self.steps.value
+            self._heads,
+            outcome.tokens,
+            outcome.target_tokens,
+            batch.mask,
+            weights,
+            self.steps.value,
         )
         metrics["denoising"] = denoising
         for name, metric in self.logged.items():
-            metric.update_state(metrics[name])
+            metric.update_state(metrics[name], sample_weight=ops.shape(batch.x0)[0])
         if training:
             self._counter.count()
-        return denoising + term
+        return denoising + term + sum(ops.sum(added) for added in outcome.added)
 
-    def fit(self, *args: Any, **options: Any) -> Any:
-        """Keras's fit.
+    def _read(self, x: Any, y: Any, weights: Any = None) -> Batch:
+        names = input_names(self.backbone, self._options)
+        return read_batch(x, y, weights, self.objectives, self._terms.listed, names)
 
-        Raises:
-            ValueError: compiled with metrics, which Keras would hand samples instead of
-                predictions; not compiled; target tokens that do not fit the objectives.
-        """
-        self._begin()
-        return super().fit(*args, **options)
+    def samples(self, x: Any, y: Any) -> Tensor:
+        """The clean samples of a batch."""
+        return self._read(x, y).x0
 
-    def train_on_batch(self, *args: Any, **options: Any) -> Any:
-        """Keras's train_on_batch; raises as `fit` does."""
-        self._begin()
-        return super().train_on_batch(*args, **options)
-
-    def _begin(self) -> None:
+    def begin(self, training: bool) -> None:
         """Before the first step the teacher becomes the backbone as it is then.
 
         Weights may have been loaded since the model was built.
         """
-        own = ("loss", *self.logged)
-        others = [metric.name for metric in self.metrics if metric.name not in own]
-        if others:
-            raise invalid(
-                "compile takes no metrics here",
-                ", ".join(others),
-                f"The model logs {', '.join(self.logged)} itself.",
-            )
         if not self._begun and self._average is not None and self._counter.at_start():
             self._average.restart()
-        self._begun = True
+        self._begun = self._begun or training
 
     def ema_backbone(self) -> keras.Model:
         """The EMA model, for sampling: on each call a new backbone, as after the last step.
@@ -251,20 +242,6 @@ class SelfAligned(keras.Model):
                 "Sample with backbone.",
             )
         return self._average.finished(self._counter)
-
-    def predict(self, *args: Any, **options: Any) -> Any:
-        """Refused: what to predict with is `backbone` or `ema_backbone()`."""
-        raise invalid(
-            "SelfAligned trains; it does not predict",
-            "predict()",
-            "Sample with ema_backbone(), or call backbone.",
-        )
-
-    def compute_metrics(
-        self, x: Any, y: Any, y_pred: Any, sample_weight: Tensor | None = None
-    ) -> dict[str, Any]:
-        """What `fit` logs; `compute_loss` has updated it."""
-        return self.get_metrics_result()
 
     # Saving
 

@@ -9,6 +9,19 @@ from selfalign.adapting import Draws, Tensor, Times, paths
 
 from .options import Options
 
+_HELD_OUT = 1_618_033  # any number: validation is to see the same noise in every run
+
+
+class FixedDraws(keras.random.SeedGenerator):
+    """A seed generator that can begin anew."""
+
+    def __init__(self) -> None:
+        super().__init__(_HELD_OUT)
+
+    def restart(self) -> None:
+        """Go back to the first draw."""
+        self.state.assign([_HELD_OUT, 0])
+
 
 class Drawing:
     """Draws of one seed generator, which is the model's and is saved with it.

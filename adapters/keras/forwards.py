@@ -13,6 +13,7 @@ from selfalign.adapting import (
     EMATeacher,
     LaterLayer,
     Objective,
+    Scalar,
     Tensor,
     Tokens,
     invalid,
@@ -30,11 +31,13 @@ class StudentOutput(NamedTuple):
         prediction: of the backbone.
         tokens: of each objective, by its name.
         targets: of the objectives whose target is a later layer, without gradient.
+        added: scalars that the backbone adds to the loss: its regularizers, and its `add_loss`.
     """
 
     prediction: Tensor
     tokens: dict[str, Tokens]
     targets: dict[str, Tokens]
+    added: list[Scalar]
 
 
 class Forwards(ABC):
@@ -82,10 +85,10 @@ class FunctionalForwards(Forwards):
             self._teacher = keras.Model(average.input, tokens)
 
     def student(self, inputs: Any, training: bool) -> StudentOutput:
-        prediction, at = self._student(inputs, training=training)
+        (prediction, at), added = run_with_losses(self._student, inputs, training)
         tokens = {name: at[tapped.student] for name, tapped in self.taps.items()}
         targets = {name: ops.stop_gradient(at[self.target_places[name]]) for name in self.later}
-        return StudentOutput(prediction, tokens, targets)
+        return StudentOutput(prediction, tokens, targets, added)
 
     def teacher(self, inputs: Any) -> dict[str, Tokens]:
         at = self._teacher(inputs, training=False)
@@ -107,7 +110,7 @@ class SubclassedForwards(Forwards):
         options: Options,
     ) -> None:
         self.backbone = backbone
-        self.average = average
+        self.average: Any = average
         self.objectives = objectives
         self.later = with_source(objectives, LaterLayer)
         self.taught = with_source(objectives, EMATeacher)
@@ -115,14 +118,15 @@ class SubclassedForwards(Forwards):
         self.given_width = options.width
 
     def student(self, inputs: Any, training: bool) -> StudentOutput:
-        prediction, features = _run(self.backbone, inputs, training)
+        outputs, added = run_with_losses(self.backbone, inputs, training)
+        prediction, features = _checked(outputs)
         tokens = {name: self._feature(features, name, 0) for name in self.objectives}
         later = {name: self._feature(features, name, 1) for name in self.later}
         targets = {name: ops.stop_gradient(target) for name, target in later.items()}
-        return StudentOutput(prediction, tokens, targets)
+        return StudentOutput(prediction, tokens, targets, added)
 
     def teacher(self, inputs: Any) -> dict[str, Tokens]:
-        _, features = _run(self.average, inputs, training=False)
+        _, features = _checked(self.average(inputs, training=False))
         tokens = {name: self._feature(features, name, 1) for name in self.taught}
         return {name: ops.stop_gradient(target) for name, target in tokens.items()}
 
@@ -149,8 +153,24 @@ def make_forwards(
     return SubclassedForwards(backbone, average, objectives, options)
 
 
-def _run(model: Any, inputs: Any, training: bool) -> tuple[Tensor, list[Tensor]]:
-    outputs = model(inputs, training=training)
+def run_with_losses(model: Any, inputs: Any, training: bool) -> tuple[Any, list[Scalar]]:
+    """What a model returns, and what its layers add to the loss.
+
+    On the jax backend layers may add to the loss in a scope that collects it, and nowhere else.
+    """
+    if keras.backend.backend() != "jax":
+        return model(inputs, training=training), model.losses
+    state = [(variable, variable.value) for variable in model.variables]
+    with keras.StatelessScope(state, collect_losses=True) as scope:
+        outputs = model(inputs, training=training)
+        added = model.losses
+    for variable in model.non_trainable_variables:
+        variable.assign(scope.get_current_value(variable))
+    return outputs, added
+
+
+def _checked(outputs: Any) -> tuple[Tensor, list[Tensor]]:
+    """The prediction and the features that a model returned; raises ValueError otherwise."""
     pair = isinstance(outputs, (tuple, list)) and len(outputs) == 2
     if not pair or not isinstance(outputs[1], (tuple, list)):
         raise invalid(

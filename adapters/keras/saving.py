@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from .options import Options
 
 FUNCTIONS = ("select", "arrange", "draw_time")
 PLAIN = ("blocks", "taps", "width", "prediction", "label_dropout", "null_label", "seed")
+_FUNCTION = "function"
 _NOT_COMPARED = "seed"  # another seed goes on with the saved draws
 
 
@@ -59,12 +61,39 @@ def from_array(array: Any) -> Settings:
 
 def config_of(objectives: Mapping[str, Objective], listed: bool, options: Options) -> Settings:
     """The arguments of a model but for its backbone, in Keras's form."""
-    settings = [_plain(each.settings()) for each in objectives.values()]
+    settings = [_objective_config(each) for each in objectives.values()]
     config: Settings = {"loss": settings if listed else settings[0]}
     for name in FUNCTIONS:
-        config[name] = keras.saving.serialize_keras_object(getattr(options, name))
+        config[name] = _function_config(name, getattr(options, name))
     config |= _plain({name: getattr(options, name) for name in PLAIN})
     config["path"] = _path_settings(options.path)
+    return config
+
+
+def _function_config(name: str, function: Any) -> Any:
+    """A function of the user's in Keras's form: raises ValueError where it has none."""
+    try:
+        return keras.saving.serialize_keras_object(function)
+    except TypeError as error:
+        raise invalid(
+            f"{name} must be a function that Keras can save",
+            f"{function!r:.60}, which has no name and no get_config()",
+            "Write it as a function with def, and register it with "
+            "keras.saving.register_keras_serializable().",
+        ) from error
+
+
+def _objective_config(objective: Objective) -> Settings:
+    """The settings of an objective, with the functions among them in Keras's form.
+
+    What has none stays a name, and the objective must be passed again when the file is loaded.
+    """
+    config = _plain(objective.settings())
+    for name, value in config.items():
+        if isinstance(value, dict) and "callable" in value:
+            with contextlib.suppress(TypeError):
+                function = keras.saving.serialize_keras_object(getattr(objective, name))
+                config[name] = {_FUNCTION: function}
     return config
 
 
@@ -93,14 +122,21 @@ def _objective(settings: Settings, custom_objects: Settings | None) -> Objective
     if isinstance(passed, Objective):
         return passed
     try:
-        return from_settings(settings)
-    except ValueError as error:
+        return from_settings({key: _setting(value) for key, value in settings.items()})
+    except (TypeError, ValueError) as error:
         raise invalid(
             "An objective of yours, or one with a function of yours, must be passed again when a "
             "file is loaded",
             f"a file with the objective {name!r}, without it",
             f'Pass keras.saving.load_model(file, custom_objects={{"{name}": loss}}).',
         ) from error
+
+
+def _setting(value: Any) -> Any:
+    """A setting from its form in a file, a function of the user's by its own name."""
+    if isinstance(value, dict) and _FUNCTION in value:
+        return keras.saving.deserialize_keras_object(value[_FUNCTION])
+    return value
 
 
 def _path_settings(path: paths.Path | str | None) -> Settings | None:

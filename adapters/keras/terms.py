@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from selfalign.adapting import Mask, Metrics, Nothing, Objective, Scalar, Step, Tokens
+from selfalign.adapting import Mask, Metrics, Nothing, Objective, Scalar, Step, Tensor, Tokens
 
 from .heads import Head, values
+from .weights import weighed
 
 _METRICS = ("alignment", "cosine", "student_norm", "teacher_norm")
 _METRICS_WITHOUT_TARGET = ("alignment", "student_norm")
@@ -55,6 +56,7 @@ class Terms:
         tokens: Mapping[str, Tokens],
         targets: Mapping[str, Tokens],
         mask: Mask,
+        weights: Tensor | None,
         step: Step,
     ) -> Aligned:
         """The terms' sum and the metrics.
@@ -64,8 +66,10 @@ class Terms:
             tokens: the student's, of each objective.
             targets: of each objective that has a target.
             mask: over samples [B] or tokens [B, N], or None.
+            weights: of samples [B], or None.
             step: optimizer steps done.
         """
+        mask, factor = weighed(mask, weights)
         total: Scalar = None
         metrics: Metrics = {}
         for name, objective in self.objectives.items():
@@ -74,6 +78,7 @@ class Terms:
                 head, tokens[name], targets.get(name), mask, logged=True
             )
             term = objective.weigh(distance, step)
+            term = term if factor is None else term * factor
             total = term if total is None else total + term
             measured = {"alignment": term, **measured}
             metrics |= {self._label(name, metric): value for metric, value in measured.items()}

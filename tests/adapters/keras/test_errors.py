@@ -247,6 +247,10 @@ DATA = {
         ({"target_tokens": IMAGES}, LABELS),
         "fit takes samples, or (samples, labels, ...). Received: dict. Pass a tuple",
     ),
+    "a sample by no name": (
+        ({"image": IMAGES}, LABELS),
+        "Data by name must be target_tokens and loss_mask, each once. Received: 'image'. Pass",
+    ),
     "an unknown name": (
         (IMAGES, (LABELS, {"targets": IMAGES})),
         "Data by name must be target_tokens and loss_mask, each once. Received: 'targets'. Pass",
@@ -274,6 +278,48 @@ def test_data_that_does_not_fit_is_refused(what, loss):
         model.train_on_batch(*arguments)
 
 
+WEIGHTS = {
+    "negative weights": (
+        {"sample_weight": -np.ones(8)},
+        "Sample weights must be finite numbers of at least 0. Received: values from -1 to -1. Pass",
+    ),
+    "weights of other axes": (
+        {"sample_weight": np.ones((8, 3))},
+        "must be [B], or fit the values that the loss gives, axis by axis. Received: weights of "
+        "shape (8, 3), for values of shape (8, 5). Pass one weight for each sample",
+    ),
+    "several weights": (
+        {"sample_weight": [np.ones(8), np.ones(8)]},
+        "Sample weights must be one array. Received: a list of 2. Pass one weight for",
+    ),
+    "two kinds of weights": (
+        {"sample_weight": np.ones(8), "class_weight": {1: 2.0}},
+        "weighed by themselves or by their class. Received: sample_weight and class_weight. Pass",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WEIGHTS)
+def test_weights_that_do_not_fit_are_refused(what, loss):
+    options, text = WEIGHTS[what]
+    with check(text):
+        compiled(functional(depth=4), loss).train_on_batch(IMAGES, LABELS, **options)
+
+
+def test_class_weights_without_classes_are_refused(loss):
+    rule = "class_weight must come with labels, the first part of the condition. Received: samples "
+    with check(f"{rule}without a condition by its place. Pass labels: fit(x0, labels), or sample_"):
+        model = compiled(unconditional(depth=4), loss)
+        model.fit(IMAGES, class_weight={1: 2.0}, verbose=0)
+
+
+def test_a_loss_without_values_of_samples_cannot_be_weighed(loss):
+    model = compiled(functional(depth=4), loss)
+    model.compile("sgd", lambda target, prediction: keras.ops.mean(target - prediction))
+    with check("Received: weights of shape (8,), for values of shape (). Pass one weight for each"):
+        model.train_on_batch(IMAGES, LABELS, np.ones(8))
+
+
 def test_target_tokens_that_are_missing_are_refused():
     model = compiled(functional(), selfalign.REPALoss(student_layer=2, width=6, hidden=8))
     rule = "The objective 'repa' needs target_tokens with each batch. Received: None. Pass them "
@@ -294,13 +340,12 @@ def test_calls_out_of_order_are_refused(backbone, loss, data):
     model = SelfAligned(backbone, loss)
     with check("compile"):
         model.fit(*data, verbose=0)
-    model.compile(optimizer="sgd", metrics=["mae"])
-    rule = "compile takes no metrics here. Received: compile_metrics. "
-    with check(f"{rule}The model logs denoising, alignment, cosine, student_norm, teacher_norm it"):
-        model.fit(*data, verbose=0)
     rule = "SelfAligned trains; it does not predict. Received: predict(). "
     with check(f"{rule}Sample with ema_backbone(), or call backbone."):
         model.predict(data[0])
+    rule = "SelfAligned trains; it is not called. Received: a call of the model. "
+    with check(f"{rule}Call backbone, or what ema_backbone() gives."):
+        model(data[0])
 
 
 def test_layers_without_a_common_shape_are_refused(data):

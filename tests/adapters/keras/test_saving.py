@@ -1,5 +1,6 @@
 """Files of the Keras adapter: a resumed fit is the uninterrupted one; the backbone has no trace."""
 
+import functools
 import re
 import zipfile
 
@@ -119,6 +120,68 @@ def test_what_is_not_selfaligns_own_is_passed_again(loss, tmp_path):
     loaded = keras.saving.load_model(file, custom_objects={name: loss})
     assert loaded.objectives == {name: loss}
     assert same(loaded, model)
+
+
+def half(step):
+    return 0.5 + 0 * step
+
+
+def first(output):
+    return output
+
+
+def quarter(count, seed):
+    return keras.ops.full((count,), 0.25)
+
+
+FUNCTIONS = {
+    "distance": ({"distance": power}, {}),
+    "weight": ({"weight": half}, {}),
+    "decay": ({"decay": half}, {}),
+    "options": ({}, {"select": first, "draw_time": quarter}),
+}
+
+
+@pytest.mark.parametrize("where", FUNCTIONS)
+@pytest.mark.parametrize("registered", [True, False])
+def test_functions_come_back_by_their_own_names(where, registered, tmp_path):
+    settings, options = FUNCTIONS[where]
+    loss = selfalign.SRALoss(student_layer=1, teacher_layer=3, **settings)
+    model = compiled(unconditional(), loss, **options)
+    model.save(tmp_path / "model.keras")
+    names = {function.__name__: function for function in (*settings.values(), *options.values())}
+    if registered:
+        with keras.saving.custom_object_scope(names):
+            loaded = keras.saving.load_model(tmp_path / "model.keras")
+    else:
+        loaded = keras.saving.load_model(tmp_path / "model.keras", custom_objects=names)
+    assert loaded.objectives == model.objectives
+    assert {name: loaded.get_config()[name] for name in options} == {
+        name: model.get_config()[name] for name in options
+    }
+
+
+def test_a_function_without_a_name_is_refused_when_it_is_saved(loss, tmp_path):
+    model = compiled(functional(depth=4), loss, select=functools.partial(first))
+    rule = "select must be a function that Keras can save. Received: functools.partial("
+    with refused(rule):
+        model.save(tmp_path / "model.keras")
+
+
+def own_loss(target, prediction):
+    return keras.ops.mean(keras.ops.abs(target - prediction), axis=-1)
+
+
+def test_what_was_compiled_comes_back(data, tmp_path):
+    layersync = selfalign.LayerSyncLoss(student_layer=1, teacher_layer=3)
+    model = compiled(unconditional(), layersync)
+    model.compile("sgd", own_loss, metrics=["mae"])
+    model.save(tmp_path / "model.keras")
+    objects = {"own_loss": own_loss}
+    loaded = keras.saving.load_model(tmp_path / "model.keras", custom_objects=objects)
+    assert loaded.test_on_batch(data[0]) == model.test_on_batch(data[0])
+    logs = {name: float(value) for name, value in loaded.get_metrics_result().items()}
+    np.testing.assert_allclose(logs["mae"], logs["denoising"], rtol=1e-5)
 
 
 def test_another_objective_in_place_of_the_saved_one_is_refused(tmp_path):
