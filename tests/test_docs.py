@@ -107,9 +107,12 @@ params = {name: jax.numpy.asarray(value) for name, value in make_params().items(
 loader = [make_batch(seed=seed)[::3] for seed in range(3)]
 """
 JAX_PAGE = """
+import pathlib, tempfile
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
+import flax.serialization
 import optax
+import orbax.checkpoint as ocp
 import selfalign
 from flax import nnx
 from jax_loop import apply_at
@@ -136,7 +139,7 @@ terms, shapes = [], []
 # after each block
 JAX_NOTE = "\nterms.append(globals().get('term')); shapes.append(student_tokens.shape)"
 JAX_PAGE_CHECK = """
-assert len(terms) == 11 and len({float(term) for term in terms[1:8]}) == 7, terms
+assert len(terms) == 15 and len({float(term) for term in terms[1:8]}) == 7, terms
 assert set(shapes) == {(8, 5, 16)} and 0 < value < 1 and len(ranks[0.5]) == 6
 """
 KERAS_WARNS = "warnings.filterwarnings('ignore', '__array__ implementation')"

@@ -20,6 +20,7 @@ head's parameters) is in a dict, by the objective's name.
 from .alignment import align
 from .blocks import split_blocks
 from .heads import init_projector
+from .restoring import restore_teacher, teacher_state
 from .taps import tap
 from .targets import teacher_tokens
 from .teacher import Teacher, init_teacher, teacher_params, update_teacher
@@ -31,9 +32,11 @@ __all__ = [
     "init_projector",
     "init_teacher",
     "metrics",
+    "restore_teacher",
     "split_blocks",
     "tap",
     "teacher_params",
+    "teacher_state",
     "teacher_tokens",
     "term",
     "update_teacher",

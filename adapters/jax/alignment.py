@@ -10,6 +10,7 @@ import jax
 from selfalign.adapting import Draws, Mask, Tensor, Times, Tree, invalid, named_objectives
 
 from .by_name import ByName, Loss, entries, is_list, teacher_of, with_target, with_teacher
+from .keys import AxisName
 from .targets import teacher_tokens
 from .teacher import Teacher
 from .terms import term
@@ -28,6 +29,7 @@ def align(
     *condition: Any,
     key: jax.Array | None = None,
     u: Draws | None = None,
+    axis_name: AxisName = (),
     loss_mask: Mask = None,
     target_tokens: ByName = None,
     **conditions: Any,
@@ -35,8 +37,8 @@ def align(
     """The weighted term, for your loss function: `teacher_tokens` and `term` in one call.
 
     Args:
-        loss, apply, teacher, params, x0, noise, t, condition, conditions, key, u: see
-            `teacher_tokens`.
+        loss, apply, teacher, params, x0, noise, t, condition, conditions, key, u, axis_name:
+            see `teacher_tokens`.
         projector, student_tokens: see `term`. Differentiate with respect to the projector as well
             as the model.
         loss_mask: booleans or weights over samples [B] or tokens [B, N].
@@ -78,8 +80,9 @@ def align(
     Reference: Jiang et al., SRA, 2025, arXiv 2505.02831.
     """
     given = _given_targets(loss, target_tokens)
+    sides = (loss, apply, teacher, params)
     inputs = (x0, noise, t, *condition)
-    found = teacher_tokens(loss, apply, teacher, params, *inputs, key=key, u=u, **conditions)
+    found = teacher_tokens(*sides, *inputs, key=key, u=u, axis_name=axis_name, **conditions)
     targets = found | given if is_list(loss) else found
     return term(loss, projector, student_tokens, targets, step=teacher.step, mask=loss_mask)
 

@@ -10,8 +10,9 @@ import jax
 from selfalign.adapting import Draws, Tensor, Times, Tree, named_objectives, paths
 
 from .by_name import ByName, Loss, entries, is_list, teacher_of, with_teacher
-from .keys import gap_draws
+from .keys import AxisName, gap_draws
 from .teacher import Teacher, check_teacher, teacher_params
+from .trees import floating, replaced
 
 
 def teacher_tokens(
@@ -25,6 +26,7 @@ def teacher_tokens(
     *condition: Any,
     key: jax.Array | None = None,
     u: Draws | None = None,
+    axis_name: AxisName = (),
     **conditions: Any,
 ) -> ByName:
     """The teacher's tokens: same sample, noise and condition, a little less noise, no gradient.
@@ -46,17 +48,19 @@ def teacher_tokens(
         *condition, **conditions: what else the model is called with, after classifier-free dropout:
             drop labels before the student's call, not inside the model, and hand the same ones to
             both sides.
-        key: a key for the gaps, new for each call. The same one may serve for your noise: the
-            streams are independent.
+        key: a key for the gaps, new for each call; not needed where the gap is none or always the
+            same. It may serve for your noise as well: the streams are independent.
         u: the draws for the gaps themselves, uniform in [0, 1), [B], instead of a key.
+        axis_name: inside `shard_map` or `pmap` the axes along which the batch is split: the
+            device's index is folded into the key.
 
     Returns:
         Tokens [B, N, D]; for a list of objectives, the dict that `apply` returned.
 
     Raises:
         ValueError: neither key nor u, or both; a key that is the same in every run of a traced
-            function, or on every device of a shard_map; parameters whose structure differs; shapes
-            that do not fit; no objective with an EMA teacher.
+            function, in every part of a vmap or on every device; parameters whose structure
+            differs; shapes that do not fit; no objective with an EMA teacher.
         TypeError: no JAX key; times of the wrong kind for the path; `apply` returns something else
             than arrays.
 
@@ -67,17 +71,24 @@ def teacher_tokens(
     objectives = named_objectives(loss)
     source = teacher_of(objectives)
     check_teacher(teacher)
-    if source.random_gap:
-        u = gap_draws(key, u, t, teacher.step)
+    random_gap = source.random_gap and source.largest_gap > 0
+    if random_gap:
+        u = gap_draws(key, u, t, teacher.step, axis_name)
     path = paths.resolve(source.path)
-    gap = (source.largest_gap, source.random_gap)
+    gap = (source.largest_gap, random_gap)
     x_teacher, t_teacher = path.add_less_noise(x0, noise, t, u, *gap)
-    average = teacher_params(teacher, params)
+    # frozen leaves are the student's: no derivative is traced through them
+    average = teacher_params(teacher, _without_gradients(params))
     tokens = apply(average, x_teacher, t_teacher, *condition, **conditions)
     if not is_list(loss):
         return _without_gradient(tokens)
     found = entries("what apply returns", tokens, with_teacher(objectives))
     return {name: _without_gradient(value) for name, value in found.items()}
+
+
+def _without_gradients(params: Tree) -> Tree:
+    stopped = {path: jax.lax.stop_gradient(leaf) for path, leaf in floating(params).items()}
+    return replaced(params, stopped)
 
 
 def _without_gradient(tokens: object) -> jax.Array:

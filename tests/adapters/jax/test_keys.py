@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from jax_models import make_batch
 
+import selfalign
 from selfalign.adapters import jax as sra
 
 CONSTANT = jax.random.key(0)
@@ -67,3 +68,76 @@ def test_one_key_for_all_devices_of_a_shard_map_is_refused(loss):
     with pytest.raises(ValueError, match=re.escape(text)):
         on_devices(same, batch)
     assert on_devices(folded, batch).shape == (8, 5, 4)
+
+
+UNTOLD = (
+    "A key's devices must be told where JAX does not check them. Received: a key inside pmap or "
+    "shard_map(check_vma=False), along data. Pass axis_name=, the axes along which the batch is"
+)
+
+
+def mapped_without_checks(function, batch):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = PartitionSpec("data")
+    in_specs = (PartitionSpec(), *(split,) * 4)
+    options = {"mesh": mesh, "in_specs": in_specs, "out_specs": split, "check_vma": False}
+    return jax.jit(jax.shard_map(function, **options))(CONSTANT, *batch)
+
+
+def pmapped(function, batch):
+    parts = [part.reshape(4, -1, *part.shape[1:]) for part in batch]
+    found = jax.pmap(function, axis_name="data", in_axes=(None, 0, 0, 0, 0))(CONSTANT, *parts)
+    return found.reshape(-1, *found.shape[2:])
+
+
+@pytest.mark.parametrize("mapped", [mapped_without_checks, pmapped])
+def test_axis_name_is_asked_for_where_jax_does_not_check_and_gives_each_device_its_gaps(
+    loss, mapped
+):
+    x0, noise, t, y = make_batch(8)
+    batch = jnp.zeros_like(x0), noise * 0, jnp.full_like(t, 0.9), y  # the times alone are seen
+
+    def same(key, *batch):
+        return tokens(loss, key, *batch)
+
+    def named(key, *batch):
+        teacher = sra.init_teacher(PARAMS)
+        options = {"key": key, "axis_name": "data"}
+        return sra.teacher_tokens(loss, apply, teacher, PARAMS, *batch, **options)
+
+    with pytest.raises(ValueError, match=re.escape(UNTOLD)):
+        mapped(same, batch)
+    assert len(set(mapped(named, batch)[:, 0, 0].tolist())) == 8
+
+
+def test_an_axis_that_is_not_there_is_refused(loss, batch):
+    text = "axis_name= must name axes of a shard_map, pmap or vmap around the call. Received: 'x'."
+    teacher = sra.init_teacher(PARAMS)
+    with pytest.raises(ValueError, match=re.escape(text)):
+        sra.teacher_tokens(
+            loss, apply, teacher, PARAMS, *batch, key=jax.random.key(0), axis_name="x"
+        )
+
+
+def test_one_key_for_all_parts_of_a_vmap_is_refused(loss, batch):
+    parts = [jnp.stack([part, part]) for part in batch]
+
+    def run(key, *batch):
+        return tokens(loss, key, *batch)
+
+    text = (
+        "The key must differ between the parts of a vmap. Received: times that are mapped, and "
+        "one key for all of them. Map over keys as well: jax.random.split(key, number)."
+    )
+    mapped = jax.jit(jax.vmap(run, in_axes=(None, 0, 0, 0, 0)))
+    with pytest.raises(ValueError, match=re.escape(text)):
+        mapped(CONSTANT, *parts)
+    keys = jax.random.split(CONSTANT, 2)
+    first, second = jax.jit(jax.vmap(run))(keys, *parts)
+    assert (first != second).all()
+
+
+def test_no_key_is_needed_where_nothing_is_drawn(batch):
+    for settings in ({"max_gap": 0}, {"random_gap": False}):
+        loss = selfalign.SRALoss(student_layer=1, teacher_layer=2, **settings)
+        assert tokens(loss, None, *batch).shape == (4, 5, 4)

@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import oracle
 import pytest
 from flax import nnx
@@ -178,3 +179,131 @@ def test_a_donated_teacher_is_updated_in_place(loss):
     after = update(teacher, student)
     assert teacher.average["w"].is_deleted()
     assert {name: leaf.unsafe_buffer_pointer() for name, leaf in after.average.items()} == before
+
+
+# What is no step, what is frozen, what is tied
+
+
+@hypothesis.settings(max_examples=20)
+@hypothesis.given(st.lists(st.booleans(), min_size=1, max_size=8))
+def test_the_teacher_follows_the_optimizers_steps(made):
+    """Steps that were not made leave everything as it was, under jit and outside of it."""
+    loss = selfalign.SRALoss(student_layer=2, teacher_layer=4, decay=schedules.Every(2, 0.5))
+    expected = sra.init_teacher({"w": jnp.zeros(2)})
+    found = traced = expected
+    for number, stepped in enumerate(made):
+        params = {"w": jnp.full(2, number + 1.0)}
+        if stepped:
+            expected = UPDATE(loss, expected, params)
+        found = sra.update_teacher(loss, found, params, stepped=stepped)
+        traced = UPDATE(loss, traced, params, stepped=jnp.array(stepped))
+    for each in (found, traced):
+        assert each.step == sum(made)
+        np.testing.assert_array_equal(each.average["w"], expected.average["w"])
+
+
+UPDATE = jax.jit(sra.update_teacher, static_argnums=0)
+
+
+def test_accumulated_gradients_are_one_step(loss):
+    loss = selfalign.SRALoss(student_layer=2, teacher_layer=4, decay=0.5)
+    optimizer = optax.MultiSteps(optax.sgd(1.0), 2)
+    params = {"w": jnp.zeros(3)}
+
+    @jax.jit
+    def step(params, state, teacher):
+        updates, state = optimizer.update({"w": -jnp.ones(3)}, state, params)
+        params = optax.apply_updates(params, updates)
+        stepped = optimizer.has_updated(state)
+        return params, state, sra.update_teacher(loss, teacher, params, stepped=stepped)
+
+    carried = params, optimizer.init(params), sra.init_teacher(params)
+    for _ in range(4):
+        carried = step(*carried)
+    assert carried[2].step == 2
+    assert carried[2].average["w"].tolist() == [1.25] * 3
+
+
+@pytest.mark.parametrize("stepped", [1, None, jnp.ones(()), jnp.ones(2, bool)])
+def test_whether_it_stepped_is_one_boolean(loss, stepped):
+    teacher = sra.init_teacher({"w": jnp.zeros(2)})
+    with pytest.raises(TypeError, match=r"stepped must be one boolean\. Received: .* made"):
+        sra.update_teacher(loss, teacher, {"w": jnp.ones(2)}, stepped=stepped)
+
+
+LORA = {"base": [jnp.ones((4, 4), "bfloat16")], "lora": jnp.ones((4, 2)), "gate": jnp.ones(())}
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [
+        {"base": False, "lora": True, "gate": False},
+        {"base": [False], "lora": True, "gate": False},
+        lambda path, leaf: path.startswith("lora"),
+    ],
+)
+def test_frozen_leaves_are_the_students_own(loss, trained):
+    teacher = sra.init_teacher(LORA, trained)
+    moved_on = jax.tree.map(lambda leaf: leaf + 1, LORA)
+    teacher = jax.jit(functools.partial(sra.update_teacher, loss))(teacher, moved_on)
+    assert sum(leaf.size for leaf in jax.tree.leaves(teacher.average)) == 8 + 2
+    assert teacher.average["base"][0].dtype == "bfloat16"
+    found = sra.teacher_params(teacher, moved_on)
+    assert found["base"][0] is moved_on["base"][0]
+    assert found["gate"] is moved_on["gate"]
+    np.testing.assert_allclose(found["lora"], 1 + 1e-4, rtol=1e-6)
+    both = jax.jit(lambda *sides: sides, donate_argnums=(0, 1))  # nothing is held twice
+    both(jax.tree.map(jnp.copy, moved_on), teacher)
+
+
+def test_no_gradient_comes_through_what_is_frozen(loss):
+    x0, noise, t, _ = make_batch()
+    params = {"base": jnp.ones((4, 4)), "lora": jnp.ones((4, 4))}
+    teacher = sra.init_teacher(params, {"base": False, "lora": True})
+
+    def target(params):
+        apply = lambda p, x, t: x @ (p["base"] + p["lora"])  # noqa: E731
+        u = jnp.zeros_like(t)
+        return sra.teacher_tokens(loss, apply, teacher, params, x0, noise, t, u=u).sum()
+
+    assert not any(leaf.any() for leaf in jax.tree.leaves(jax.grad(target)(params)))
+
+
+def test_nnx_filters_say_what_is_trained():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.layer = nnx.LoRALinear(4, 4, lora_rank=2, rngs=rngs)
+
+    model = Model(nnx.Rngs(0))
+    for params in (model, nnx.state(model)):
+        average = sra.init_teacher(params, nnx.LoRAParam).average
+        found = sra.teacher_params(sra.init_teacher(params, nnx.LoRAParam), params)
+        assert sum(leaf.size for leaf in floats(average)) == 16 + 2  # two frozen stand-ins
+        np.testing.assert_array_equal(floats(found)[0], floats(params)[0])
+
+
+@pytest.mark.parametrize(
+    ("trained", "kind", "text"),
+    [
+        ({"base": False}, ValueError, "trained= must be booleans at the places of the parameters"),
+        ({**LORA, "gate": 1}, TypeError, "trained= must be booleans, or a function"),
+        (False, ValueError, "There must be trained floating-point arrays. Received: trained=False"),
+    ],
+)
+def test_what_says_no_frozen_leaves_is_refused(trained, kind, text):
+    with pytest.raises(kind, match=text):
+        sra.init_teacher(LORA, trained)
+
+
+def test_tied_weights_of_nnx_stay_tied(loss):
+    class Tied(nnx.Module):
+        def __init__(self, rngs):
+            self.embed = nnx.Embed(4, 8, rngs=rngs)
+            self.layers = nnx.List([nnx.Linear(8, 8, rngs=rngs), self.embed])
+
+    model = Tied(nnx.Rngs(0))
+    teacher = sra.init_teacher(model)
+    updated = nnx.jit(functools.partial(sra.update_teacher, loss))(teacher, model)
+    for average in (teacher.average, updated.average, sra.teacher_params(updated, model)):
+        assert average.layers[1] is average.embed
+        assert average.embed is not model.embed
