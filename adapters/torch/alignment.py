@@ -8,15 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfalign.adapting import (
-    Metrics,
-    Objective,
-    invalid,
-    load_keras,
-    named_objectives,
-    paths,
-    shared_teacher,
-)
+from selfalign.adapting import Metrics, Objective, load_keras, named_objectives, shared_teacher
 
 from . import state
 from .arguments import Arguments
@@ -145,7 +137,9 @@ class SelfAlignment(Attached):
         replayed = source is not None
         watches_draws = replayed and checks != "off"
         hooked = dict.fromkeys(path for part in parts for path in part.own_taps())
-        self._recorder = Recorder(self.model, hooked, replayed, watches_draws)
+        later = {part.target.where for part in parts if part.from_teacher and part.target}
+        looked = later - set(hooked) if watches_draws else ()
+        self._recorder = Recorder(self.model, hooked, looked, replayed, watches_draws)
         self._term = Term(parts, self._recorder, self._average, fraction, several, seed)
         self._term.finite = checks == "finite"
         self._term.logged = log_metrics or self._term.finite
@@ -165,31 +159,6 @@ class SelfAlignment(Attached):
     def metrics(self) -> Metrics:
         """What the last call logged."""
         return self._term.metrics
-
-    @property
-    def path(self) -> paths.Path:
-        """The noise path of the objectives.
-
-        Raises:
-            ValueError: none of them has one.
-        """
-        found = [getattr(part.objective, "path", None) for part in self._term.parts]
-        for path in found:
-            if isinstance(path, paths.Path):
-                return path
-        raise invalid(
-            "Only objectives that add noise have a path",
-            f"the path of {self.loss!r:.80}",
-            "Take the path that you train with, such as selfalign.paths.Linear().",
-        )
-
-    @property
-    def teacher(self) -> nn.Module | None:
-        """The EMA model, for sampling, in evaluation mode and without gradient.
-
-        What is frozen in the model is the model's own. None where no objective has a teacher.
-        """
-        return None if self._average is None else self._average.module
 
     @torch.compiler.disable  # it looks at what has run; a compiled step is two graphs around it
     def __call__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -88,10 +88,22 @@ def at_place(value: Nest, place: tuple[Any, ...]) -> Any:
 
 
 def cloned(value: Nest) -> Any:
-    """The nest with copies of its tensors."""
+    """The nest with copies of its tensors, in lists and dicts of its own."""
+    return mapped(torch.clone, value)
+
+
+def anew(value: Nest) -> Any:
+    """The nest with the same tensors, in lists and dicts of its own."""
+    return mapped(lambda tensor: tensor, value)
+
+
+def mapped(function: Callable[[torch.Tensor], torch.Tensor], value: Nest) -> Any:
+    """The nest with a function of each tensor in its place."""
     if isinstance(value, torch.Tensor):
-        return value.clone()
-    parts = {key: cloned(part) for key, part in parts_of(value).items()}
+        return function(value)
+    if isinstance(value, (list, dict)) and not value:
+        return copy.copy(value)
+    parts = {key: mapped(function, part) for key, part in parts_of(value).items()}
     return with_parts(value, parts) if parts else value
 
 

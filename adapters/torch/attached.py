@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from selfalign.adapting import invalid
+from selfalign.adapting import invalid, paths
 
 from .first_steps import recording
 from .student import Recorder
@@ -23,12 +23,39 @@ class Attached:
     _recorder: Recorder
     _term: Term
     _watch: Watch
+    _average: Any
     _detached = False
+    loss: Any
 
     def _check_attached(self) -> None:
         if self._detached:
             fix = "Build a new SelfAlignment."
             raise invalid("The object must be attached to its model", "a call after detach()", fix)
+
+    @property
+    def path(self) -> paths.Path:
+        """The noise path of the objectives.
+
+        Raises:
+            ValueError: none of them has one.
+        """
+        found = [getattr(part.objective, "path", None) for part in self._term.parts]
+        for path in found:
+            if isinstance(path, paths.Path):
+                return path
+        raise invalid(
+            "Only objectives that add noise have a path",
+            f"the path of {self.loss!r:.80}",
+            "Take the path that you train with, such as selfalign.paths.Linear().",
+        )
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The EMA model, for sampling, in evaluation mode and without gradient.
+
+        What is frozen in the model is the model's own. None where no objective has a teacher.
+        """
+        return None if self._average is None else self._average.module
 
     def forget(self) -> None:
         """Drop what was recorded of a forward whose batch is skipped.

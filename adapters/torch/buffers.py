@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 Buffers = dict[str, torch.Tensor | None]
 Owner = tuple[nn.Module, nn.Module]  # a module of the teacher, and the model's in its place
+
+_SMALL = 2**12  # numbers; a frozen parameter of fewer may be a counter or statistics
 
 
 def follow(owners: Iterable[Owner]) -> None:
@@ -59,21 +62,54 @@ def _takes(old: torch.Tensor, value: torch.Tensor) -> bool:
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put the model's buffers back afterwards."""
-    kept: list[tuple[nn.Module, Buffers, Buffers, set[str]]] = []
-    for module in model.modules():
-        buffers = dict(module._buffers)
-        values = {name: _copy(buffer) for name, buffer in buffers.items()}
-        kept.append((module, buffers, values, set(module._non_persistent_buffers_set)))
+    """Meanwhile the model writes into copies of its buffers, and of small frozen parameters.
+
+    The tensors themselves are back afterwards and nothing was written to them: a backward may be
+    waiting for them.
+    """
+    kept = [_Held(module) for module in model.modules()]
+    copies: dict[int, torch.Tensor] = {}  # a tensor that several modules hold is one afterwards
+    for held in kept:
+        for tensors in held.now():
+            for name, tensor in tensors.items():
+                if tensor is not None and is_state(tensor):
+                    if id(tensor) not in copies:
+                        copies[id(tensor)] = _copy(tensor)
+                    tensors[name] = copies[id(tensor)]
     try:
         yield
     finally:
-        for module, buffers, values, hidden in kept:
-            module._buffers.clear()
-            module._buffers.update(buffers)  # the tensors themselves, then their values
-            _replace(module._buffers, values)
-            module._non_persistent_buffers_set = hidden
+        for held in kept:
+            held.put_back()
 
 
-def _copy(buffer: torch.Tensor | None) -> torch.Tensor | None:
-    return None if buffer is None else buffer.detach().clone()
+class _Held:
+    """What a module holds, to be put back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.before = [dict(tensors) for tensors in self.now()]
+        self.hidden = set(module._non_persistent_buffers_set)
+
+    def now(self) -> tuple[Any, Any]:
+        """The buffers and the parameters that it holds."""
+        return self.module._buffers, self.module._parameters
+
+    def put_back(self) -> None:
+        """Hold the tensors again that were there at first."""
+        for held, before in zip(self.now(), self.before, strict=True):
+            held.clear()
+            held.update(before)
+        self.module._non_persistent_buffers_set = self.hidden
+
+
+def is_state(tensor: torch.Tensor) -> bool:
+    """Whether a forward may write into a tensor: a buffer, or a small frozen parameter."""
+    if not isinstance(tensor, nn.Parameter):
+        return True
+    return not tensor.requires_grad and tensor.numel() <= _SMALL and type(tensor) is nn.Parameter
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied

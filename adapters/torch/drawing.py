@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from .buffers import buffers_kept
 from .comparing import distances
 from .looking import ROUNDING, Look
 from .parts import Tokens
@@ -58,12 +59,16 @@ class Draws:
         dropped = 0
         for _ in range(_TRIALS):
             state = random_state()
-            with as_in_training(teacher, idle) as dropout:
-                trained, indices = look.with_indices(look.at_t, trains=True)
+            with buffers_kept(teacher):
+                with as_in_training(teacher, idle) as dropout:
+                    trained, indices = look.with_indices(look.at_t, trains=True, writes=True)
+                # with what training mode has left in the buffers, or without
+                repeated = look.tokens(look.at_t, indices)
             self.noisy |= dropout.found
+            if look.differ(trained, repeated):
+                repeated = look.tokens(look.at_t, indices)
             if same_state(state, random_state()) and not own_generators(teacher):
                 break  # nothing is drawn, nothing is dropped
-            repeated = look.tokens(look.at_t, indices)
             if look.differ(trained, repeated):
                 self._check_same(trained, indices, state)
             else:

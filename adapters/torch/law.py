@@ -20,6 +20,7 @@ from .repeating import (
     autocast_as,
     eagerly,
     kept_as_it_was,
+    with_buffers,
     with_constants,
     with_open_gates,
     with_weights_of,
@@ -58,6 +59,7 @@ class Law:
         self.over = not needed
         self.steps = 0
         self.noisy = False
+        self.shortened = False
         self.readers = {reader.where: reader for part in parts for reader in part.readers()}
         self.students = {part.student.where: part.name for part in parts}
 
@@ -87,8 +89,9 @@ class Law:
                     with with_open_gates(teacher):
                         draws.check()
                     self.noisy = draws.noisy
+                    self.shortened = draws.changed
                 if not self.noisy:
-                    check_call(look, mine)
+                    check_call(look, mine | ({} if self.shortened else look.later()))
                 self.over = look.time_shows() or step == _LOOKS[-1]
 
 
@@ -97,7 +100,7 @@ def check_call(look: Look, mine: Tokens) -> None:
 
     Args:
         look: the teacher's forwards.
-        mine: the student's tokens, by the block's path.
+        mine: the tokens that the student's forward gave, by the module's path.
 
     Raises:
         ValueError: it does not.
@@ -106,11 +109,14 @@ def check_call(look: Look, mine: Tokens) -> None:
     begin = states[0] if call.draws_alike else None
     theirs = look.tokens(look.at_t, begin=begin)
     tolerance = _TOLERANCE[_is_half(look, mine)]
-    if not look.differ(mine, theirs, tolerance):
+    if not look.differ(mine, theirs, tolerance, mine):
         return
+    with with_buffers(call.teacher, look.seen.buffers):  # the student wrote into them since
+        if not look.differ(mine, look.tokens(look.at_t, begin=begin), tolerance, mine):
+            return
     if len(states) == 2 and not same_state(*states) and begin is None:
         theirs = look.tokens(look.at_t, begin=states[0])
-        if not look.differ(mine, theirs, tolerance):
+        if not look.differ(mine, theirs, tolerance, mine):
             call.draws_alike = True
             return
     off = max(distance(mine[path], theirs[path]) for path in mine)
@@ -130,12 +136,12 @@ def check_weights(look: Look) -> None:
     tokens = look.tokens(look.at_t, begin=state)
     with with_constants(p for p in student if id(p) not in common):
         after = look.tokens(look.at_t, begin=state)
-    if look.differ(tokens, after, _TOLERANCE[False], everywhere=True):
+    if look.differ(tokens, after, _TOLERANCE[False], look.readers):
         raise look.broken("tokens that change with the student's weights", _OTHER_WEIGHTS)
     own = [p for p in teacher if id(p) not in common]
     with with_constants(own):
         after = look.tokens(look.at_t, begin=state)
-    if own and not look.differ(tokens, after, everywhere=True):
+    if own and not look.differ(tokens, after, paths=look.readers):
         raise look.broken("tokens that do not change with its weights", _OTHER_WEIGHTS)
 
 

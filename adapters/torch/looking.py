@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import nn
 
 from selfalign.adapting import invalid
 
-from .arguments import Batch
+from .arguments import Batch, cloned
+from .buffers import buffers_kept
 from .comparing import alike
 from .parts import Tokens
 from .probing import another_sample
@@ -55,9 +56,15 @@ class Look:
         call.prepare(batch, seen)
         x = call.students_sample(batch, seen)
         clean = torch.full_like(batch.t, call.path.clean_at)
-        self.at_t = functools.partial(call.call, batch, seen, x, batch.t)
-        self.at_clean = functools.partial(call.call, batch, seen, x, clean)
-        self.at_another = functools.partial(call.call, batch, seen, another_sample(x), batch.t)
+        self.at_t = functools.partial(self._run, batch, x, batch.t)
+        self.at_clean = functools.partial(self._run, batch, x, clean)
+        self.at_another = functools.partial(self._run, batch, another_sample(x), batch.t)
+
+    def _run(self, batch: Batch, x: torch.Tensor, t: torch.Tensor) -> Any:
+        """A forward of the teacher; a model may write into what it is given."""
+        seen = self.seen.called_with(cloned(self.seen.call))
+        self.call.give(seen.call, batch.condition)
+        return self.call.call(batch, seen, x.clone(), t)
 
     def tokens(
         self,
@@ -65,6 +72,7 @@ class Look:
         indices: Indices | None = None,
         begin: list[Any] | None = None,
         trains: bool = False,
+        writes: bool = False,
     ) -> Tokens:
         """The sample's tokens at the tapped blocks in one forward of the teacher.
 
@@ -74,9 +82,11 @@ class Look:
             begin: the random numbers' state, to begin at; the present one by default, and then the
                 random streams go on.
             trains: leave the teacher in training mode.
+            writes: leave what the forward writes into buffers.
         """
         replayed = self.seen.indices if indices is None else indices
-        with nullcontext() if begin is None else random_streams_kept(begin):
+        begins = nullcontext() if begin is None else random_streams_kept(begin)
+        with begins, nullcontext() if writes else buffers_kept(self.call.teacher):
             outputs = self.call.reach(run, replayed, self.taps, trains)
         for path in self.taps:
             if path not in outputs:
@@ -90,15 +100,20 @@ class Look:
             return torch.empty(0)
         return reader(output, self.x0, self.seen.call)
 
+    def later(self) -> Tokens:
+        """The sample's tokens that the student's forward gave where the teacher is tapped."""
+        outputs = self.seen.later
+        return {path: self._read(path, output, True) for path, output in outputs.items()}
+
     def differ(
         self,
         some: Tokens,
         others: Tokens,
         tolerance: float = ROUNDING,
-        everywhere: bool = False,
+        paths: Iterable[str] | None = None,
     ) -> bool:
-        """Whether tokens of the student's blocks, or of all tapped ones, differ on any process."""
-        paths = self.readers if everywhere else self.students
+        """Whether tokens of the student's blocks, or of others, differ on any process."""
+        paths = self.students if paths is None else paths
         here = any(not alike(some[path], others[path], tolerance) for path in paths)
         return any_process(here, self.device) if self.sharded else here
 
@@ -120,7 +135,11 @@ class Look:
         return self.differ(at_t, self.tokens(self.at_clean, begin=state))
 
     def with_indices(
-        self, run: Callable[[], Any], trains: bool = False, begin: list[Any] | None = None
+        self,
+        run: Callable[[], Any],
+        trains: bool = False,
+        begin: list[Any] | None = None,
+        writes: bool = False,
     ) -> tuple[Tokens, Indices]:
         """The tokens without replaying, and the indices that the teacher's embeddings received."""
         found: Indices = {}
@@ -134,7 +153,7 @@ class Look:
                 hook = functools.partial(record, name)
                 handles.append(module.register_forward_pre_hook(hook))
         try:
-            return self.tokens(run, {}, begin, trains), found
+            return self.tokens(run, {}, begin, trains, writes), found
         finally:
             for handle in handles:
                 handle.remove()

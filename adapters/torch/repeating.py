@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .average import plain_names
-from .buffers import buffers_kept
+from .buffers import buffers_kept, is_state
 from .sharding import local
 from .student import Autocast, random_state, random_streams_kept, set_random_state
 
@@ -182,8 +182,23 @@ def with_weights_of(student: nn.Module, teacher: nn.Module) -> AbstractContextMa
     """Meanwhile, the teacher has the student's weights and buffers."""
     theirs = plain_names(_tensors(student))
     mine = plain_names(_tensors(teacher))
-    pairs = [(mine[name], theirs[name]) for name in mine if name in theirs]
-    return _replaced([(to, of) for to, of in pairs if to is not of and to.shape == of.shape])
+    pairs: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    for name, to in mine.items():
+        of = theirs.get(name)
+        if of is not None and to is not of and to.shape == of.shape:
+            # a forward may write into the state of a model: into a copy of it
+            pairs.append((to, of.detach().clone() if is_state(of) else of))
+    return _replaced(pairs)
+
+
+def with_buffers(model: nn.Module, values: dict[str, torch.Tensor]) -> AbstractContextManager[None]:
+    """Meanwhile, the model's buffers have these values, by name."""
+    mine = plain_names(dict(model.named_buffers(remove_duplicate=False)))
+    pairs: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    for name, value in values.items():
+        if name in mine and mine[name].shape == value.shape:
+            pairs.append((mine[name], value.clone()))
+    return _replaced(pairs)
 
 
 def with_constants(weights: Iterable[torch.Tensor]) -> AbstractContextManager[None]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from selfalign.adapting import EMATeacher, invalid, paths
 
-from .arguments import Batch, cloned
+from .arguments import Arguments, Batch, anew, cloned
 from .comparing import Comparison
 from .hooks import Hooks
 from .layout import Layout, find_layout
@@ -115,11 +115,7 @@ class TeacherCall(Hooks):
 
     def prepare(self, batch: Batch, seen: StudentPass) -> None:
         """Find the layout where it is not certain, and compare the student's call."""
-        self.given = set()
-        for args, kwargs in (seen.call, batch.condition):
-            for value in (*args, *kwargs.values()):
-                if isinstance(value, torch.Tensor):
-                    self.given.add(value.untyped_storage().data_ptr())
+        self.give(seen.call, batch.condition)
         layout = self.layout
         known = self.function is not None
         if layout is not None:
@@ -140,6 +136,14 @@ class TeacherCall(Hooks):
             run = functools.partial(self.call, batch, seen, x, batch.t)
             self.comparison.check_function(self.teacher, run, seen.call, x, batch)
         self.was_compared = True
+
+    def give(self, *calls: Arguments) -> None:
+        """Note what the model is given from outside: what is looked up in it is no time."""
+        self.given = set()
+        for args, kwargs in calls:
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, torch.Tensor):
+                    self.given.add(value.untyped_storage().data_ptr())
 
     def on_samples(
         self, batch: Batch, seen: StudentPass
@@ -168,6 +172,8 @@ class TeacherCall(Hooks):
             return self.function(self.teacher, x, t, *condition.args, **condition.kwargs)
         layout: Any = self.layout
         args, kwargs = list(seen.call.args), dict(seen.call.kwargs)
+        if any(isinstance(value, (list, dict)) for value in (*args, *kwargs.values())):
+            args, kwargs = anew(args), anew(kwargs)  # a model may fill or empty what it is given
         old_x = args[layout.sample] if isinstance(layout.sample, int) else kwargs[layout.sample]
         old_t = args[layout.time] if isinstance(layout.time, int) else kwargs[layout.time]
         if x.shape != old_x.shape:
@@ -229,13 +235,18 @@ class TeacherCall(Hooks):
     # Replaying indices
 
     def _replay_indices(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        waiting = self.replaying
-        if not (self.alive and waiting and waiting.get(name) and args):
+        waiting = self.replaying if self.alive else None
+        if not (waiting and waiting.get(name) and args):
             return None
-        students = waiting[name].pop(0)
-        received = args[0]
-        if not self.settled and not self._embeds_condition(name, received):
-            return None
+        students, received = waiting[name].pop(0), args[0]
+        if not self.settled:
+            # it embeds the condition where it is fed what the model was called with, or where it
+            # was found not to depend on time
+            given = received.untyped_storage().data_ptr() in self.given
+            if not given and name not in self.condition_embeddings:
+                self.unknown_embeddings.add(name)
+                return None
+            self.replayed_embeddings.add(name)
         if students.shape != received.shape:
             raise invalid(
                 "align() must get the student's batch",
@@ -244,19 +255,6 @@ class TeacherCall(Hooks):
                 "Pass the x0, noise, t and condition of the model's last forward.",
             )
         return (students, *args[1:])
-
-    def _embeds_condition(self, name: str, received: torch.Tensor) -> bool:
-        """Whether an embedding embeds the condition, not the time.
-
-        It does where it is fed a tensor that the model was called with, or where it was found not
-        to depend on time.
-        """
-        given = received.untyped_storage().data_ptr() in self.given
-        if given or name in self.condition_embeddings:
-            self.replayed_embeddings.add(name)
-            return True
-        self.unknown_embeddings.add(name)
-        return False
 
     def _is_known(self) -> bool:
         """Whether of every replayed embedding it is known what it embeds."""

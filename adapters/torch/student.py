@@ -12,10 +12,11 @@ from typing import Any
 import numpy
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from selfalign.adapting import invalid
 
-from .arguments import Arguments, first_samples, parts_of, tensors_by_place, with_parts
+from .arguments import Arguments, anew, first_samples, parts_of, tensors_by_place, with_parts
 from .hooks import Hooks
 from .tokens import Output
 
@@ -33,7 +34,9 @@ class StudentPass:
         autocast: whether autocast was on, and its dtype.
         indices: what the model's embeddings received: labels, where the model dropped some.
         random_states: of the random streams before the forward and after it.
-        predicted: shapes of the tensors that the model returned. Both in the first steps only.
+        predicted: shapes of the tensors that the model returned.
+        buffers: the model's before the forward.
+        later: what the targets' modules returned in it. All four in the first steps only.
         forwards: how many forwards with gradient ran since the last align(), this one included.
     """
 
@@ -46,6 +49,8 @@ class StudentPass:
         self.indices: Indices = {}
         self.random_states: list[Any] = []
         self.predicted: list[torch.Size] = []
+        self.buffers: dict[str, torch.Tensor] = {}
+        self.later: dict[str, Output] = {}
 
     def called_with(self, call: Arguments) -> StudentPass:
         """The same, as if the model had been called with something else."""
@@ -71,6 +76,7 @@ class Recorder(Hooks):
     Args:
         model: the user's.
         taps: paths of the tapped modules.
+        later: paths of modules that a teacher is tapped at.
         replayed: whether a teacher will need what the model's embeddings receive.
         watches_draws: record the random streams' states.
 
@@ -82,6 +88,7 @@ class Recorder(Hooks):
         self,
         model: nn.Module,
         taps: Iterable[str],
+        later: Iterable[str],
         replayed: bool,
         watches_draws: bool,
     ) -> None:
@@ -97,16 +104,26 @@ class Recorder(Hooks):
         self.passes: dict[bool, StudentPass] = {}
         self.running: StudentPass | None = None
         self.paused = False
+        self.looking: list[RemovableHandle] = []
+        self.last: list[tuple[nn.Module, RemovableHandle]] = []
         add = self.handles.append
         add(model.register_forward_pre_hook(self._begin, with_kwargs=True))
         for path in taps:
             hook = functools.partial(self._record, path)
-            add(model.get_submodule(path).register_forward_hook(hook))
+            add(self._hooked(model.get_submodule(path), hook))
+        for path in later:
+            hook = functools.partial(self._record_later, path)
+            self.looking.append(self._hooked(model.get_submodule(path), hook))
         add(model.register_forward_hook(self._end))
         for name, module in model.named_modules():
             if replayed and isinstance(module, nn.Embedding):
                 hook = functools.partial(self._record_indices, name)
                 add(module.register_forward_pre_hook(hook))
+
+    def _hooked(self, module: nn.Module, hook: Any) -> RemovableHandle:
+        handle = module.register_forward_hook(hook)
+        self.last.append((module, handle))
+        return handle
 
     # The hooks
 
@@ -114,10 +131,18 @@ class Recorder(Hooks):
         if not self.alive or self.paused:
             return
         call = Arguments(args, dict(kwargs))
+        if any(isinstance(value, (list, dict)) for value in (*args, *kwargs.values())):
+            call = anew(call)  # a model may fill or empty what it is given
         trains = torch.is_grad_enabled()
         before = self.passes.get(True) if trains else None
         self.running = StudentPass(call, 1 if before is None else before.forwards + 1)
         self.passes[trains] = self.running
+        if self.watches_draws and not torch.compiler.is_compiling():
+            named = module.named_buffers(remove_duplicate=False)
+            self.running.buffers = {name: buffer.detach().clone() for name, buffer in named}
+            for tapped, handle in self.last:  # the user may have added hooks since
+                hooks = tapped._forward_hooks
+                hooks[handle.id] = hooks.pop(handle.id)
         self._mark()
 
     def _record(self, path: str, module: nn.Module, args: tuple[Any, ...], output: Output) -> None:
@@ -126,6 +151,10 @@ class Recorder(Hooks):
             seen.outputs[path] = _kept(output)
             seen.runs[path] = seen.runs.get(path, 0) + 1
             seen.autocast = _autocast_of(module)
+
+    def _record_later(self, path: str, module: nn.Module, args: Any, output: Output) -> None:
+        if self.alive and self.running is not None and not torch.compiler.is_compiling():
+            self.running.later[path] = _kept(output)
 
     def _record_indices(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.alive and self.running is not None and args:
@@ -157,9 +186,17 @@ class Recorder(Hooks):
         self.passes.clear()
         self.running = None
 
+    def look_no_longer(self) -> None:
+        """The first steps are over."""
+        for handle in self.looking:
+            handle.remove()
+        self.last = [(m, handle) for m, handle in self.last if handle not in self.looking]
+        self.looking = []
+
     def remove(self) -> None:
         """Take every hook off the model."""
         self.forget()
+        self.look_no_longer()
         super().remove()
 
 

@@ -205,6 +205,8 @@ class Term:
             with precision(batch.t.device, autocast):
                 self.law(batch, seen, students)
             self.recorder.watches_draws = call.draws_alike or not self.law.over
+            if self.law.over:
+                self.recorder.look_no_longer()
         with precision(batch.t.device, autocast):
             if self.fraction < 1.0:
                 batch, seen = first_steps.first_part(self, batch, seen)
