@@ -19,14 +19,19 @@ head's parameters) is in a dict, by the objective's name.
 
 from .alignment import align
 from .blocks import split_blocks
+from .equinox_models import tap_equinox
 from .heads import init_projector
+from .linen_models import tap_linen
+from .nnx_models import tap_nnx
 from .restoring import restore_teacher, teacher_state
+from .tapped import Tapped
 from .taps import tap
 from .targets import teacher_tokens
 from .teacher import Teacher, init_teacher, teacher_params, update_teacher
 from .terms import metrics, term
 
 __all__ = [
+    "Tapped",
     "Teacher",
     "align",
     "init_projector",
@@ -35,6 +40,9 @@ __all__ = [
     "restore_teacher",
     "split_blocks",
     "tap",
+    "tap_equinox",
+    "tap_linen",
+    "tap_nnx",
     "teacher_params",
     "teacher_state",
     "teacher_tokens",
