@@ -35,7 +35,7 @@ import selfalign
 from selfalign.adapters import jax as sra
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from jax_nnx_sit import PATH, SiT, block_output, captured
+from jax_nnx_sit import PATH, SiT
 
 OPTIMIZER = optax.adamw(1e-4)
 Params = Any  # a pytree
@@ -59,6 +59,16 @@ def make_batch(count: int, side: int) -> Batch:
         jax.random.uniform(keys[2], (count,)),
         jax.random.randint(keys[3], (count,), 0, 1000),
     )
+
+
+def captured(model: SiT, *inputs: jax.Array) -> tuple[jax.Array, nnx.State]:
+    """The model's prediction, and what its modules returned on the way."""
+    return nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)(*inputs)
+
+
+def block_output(captures: nnx.State, layer: int) -> jax.Array:
+    """The tokens [B, N, D] after block `layer`, counted from 1."""
+    return sra.tap(captures, f"blocks/{layer - 1}/__call__")
 
 
 class Setting:

@@ -8,8 +8,8 @@
 
 Model, training, checkpoints and sampling are here, from top to bottom. What SRA adds is marked with
 "# SRA"; all the rest is a flow-matching transformer as usual. The model is written for one image
-and mapped over the batch. Its blocks are stacked and scanned over, as in large models: features
-come out where the scan is cut. Data, command line, progress bar and picture are in common.py.
+and mapped over the batch. Its blocks are stacked and scanned over, as in large models. It knows
+nothing of SRA. Data, command line, progress bar and picture are in common.py.
 
 Reference: Jiang et al., "No Other Representation Component Is Needed: Diffusion Transformers Can
 Provide Representation Guidance by Themselves", 2025, arXiv 2505.02831; Ma et al., "SiT", 2024,
@@ -177,37 +177,6 @@ PATH = selfalign.paths.Linear()  # x_t = (1 - t) x0 + t noise: t = 0 is data, t 
 Trained = tuple[SiT, dict[str, jax.Array]]  # the model and the projector
 Losses = tuple[jax.Array, jax.Array]  # the denoising loss, and SRA's term
 
-# Of a scan, only the end is seen: XLA can neither hand out what is carried on the way nor drop the
-# blocks after a layer. So the student's is cut in two at its layer, to the same result and without
-# storing all layers, and the teacher's ends at its layer.
-
-
-def student_forward(
-    layer: int, model: SiT, x: jax.Array, t: jax.Array, y: jax.Array
-) -> tuple[jax.Array, jax.Array]:  # SRA
-    """The model's prediction [B, H, W, C], and the tokens [B, N, D] after block `layer`."""
-    blocks, later_blocks = sra.split_blocks(model.blocks, layer)
-
-    def forward(x: jax.Array, t: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tokens, condition = model.embed(x, t, y)
-        tapped = scan(blocks, tokens, condition)  # [N, D]
-        return model.read_out(scan(later_blocks, tapped, condition), condition), tapped
-
-    return jax.vmap(forward)(x, t, y)
-
-
-def teacher_forward(
-    layer: int, model: SiT, x: jax.Array, t: jax.Array, y: jax.Array
-) -> jax.Array:  # SRA
-    """The tokens [B, N, D] after block `layer`: no later block runs, and no head."""
-    blocks, _ = sra.split_blocks(model.blocks, layer)
-
-    def forward(x: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
-        tokens, condition = model.embed(x, t, y)
-        return scan(blocks, tokens, condition)
-
-    return jax.vmap(forward)(x, t, y)
-
 
 @eqx.filter_jit(donate="all")  # each argument is replaced by a result, or made anew for each step
 def training_step(
@@ -229,19 +198,16 @@ def training_step(
     noise = jax.random.normal(noise_key, x0.shape)  # [B, H, W, C]
     t = jax.random.uniform(time_key, y.shape)  # [B]
     x = PATH.add_noise(x0, noise, t)  # [B, H, W, C]
-    depth = len(trained[0].blocks.qkv.weight)
-    student_layer, teacher_layer = loss.layers(depth)  # SRA
-    target = functools.partial(teacher_forward, teacher_layer)  # SRA
+    student, apply = sra.tap_equinox(loss, "blocks", call=jax.vmap)  # SRA
 
     def objective(trained: Trained) -> tuple[jax.Array, Losses]:
         model, projector = trained
-        prediction, tokens = student_forward(student_layer, model, x, t, y)  # SRA
+        prediction, tokens = student(model, x, t, y)  # SRA
         denoising = jnp.mean((prediction - PATH.velocity(x0, noise, t)) ** 2)
         if not aligned:
             return denoising, (denoising, jnp.zeros(()))
-        alignment = sra.align(  # SRA
-            loss, target, teacher, model, projector, tokens, x0, noise, t, y, key=gap_key
-        )
+        sides = (teacher, model, projector, tokens)  # SRA
+        alignment = sra.align(loss, apply, *sides, x0, noise, t, y, key=gap_key)  # SRA
         return denoising + alignment, (denoising, alignment)
 
     gradients, losses = eqx.filter_grad(objective, has_aux=True)(trained)

@@ -8,9 +8,8 @@
 
 Model, diffusion, training, checkpoints and sampling are here, from top to bottom. What SRA adds is
 marked with "# SRA"; all the rest is DiT as usual: 1000 steps of noise, of which the model predicts
-the noise and the variance of the way back. The model knows nothing of SRA: Linen's
-`capture_intermediates` records what its blocks return. A training step is a function from one state
-to the next. Data, command line, progress bar and picture are in common.py.
+the noise and the variance of the way back. The model knows nothing of SRA. A training step is a
+function from one state to the next. Data, command line, progress bar and picture are in common.py.
 
 Reference: Jiang et al., "No Other Representation Component Is Needed: Diffusion Transformers Can
 Provide Representation Guidance by Themselves", 2025, arXiv 2505.02831; Peebles and Xie, "DiT",
@@ -230,23 +229,6 @@ class State(NamedTuple):
     teacher: sra.Teacher  # SRA; without it, the EMA that is sampled from
 
 
-def captured(model: DiT, params: Params, *inputs: jax.Array) -> tuple[jax.Array, Params]:  # SRA
-    """The model's prediction, and what its blocks returned on the way."""
-
-    def is_block(module: nn.Module, method: str) -> bool:
-        return isinstance(module, Block) and method == "__call__"
-
-    output, kept = model.apply(
-        {"params": params}, *inputs, capture_intermediates=is_block, mutable=["intermediates"]
-    )
-    return output, kept["intermediates"]
-
-
-def block_output(captures: Params, layer: int) -> jax.Array:  # SRA
-    """The tokens [B, N, D] after block `layer`, counted from 1."""
-    return sra.tap(captures, f"block_{layer}/__call__")
-
-
 STATIC = ("model", "optimizer", "loss", "label_dropout", "aligned")
 
 
@@ -270,23 +252,16 @@ def training_step(
     noise = jax.random.normal(noise_key, x0.shape)  # [B, H, W, C]
     t = jax.random.randint(time_key, y.shape, 0, PATH.span)  # [B]
     x = PATH.add_noise(x0, noise, t)  # [B, H, W, C]
-    student_layer, teacher_layer = loss.layers(model.depth)  # SRA
-
-    def target(params: Params, *inputs: jax.Array) -> jax.Array:  # SRA
-        """The teacher's tokens; XLA drops all that comes after them."""
-        return block_output(captured(model, params, *inputs)[1], teacher_layer)
+    student, apply = sra.tap_linen(loss, model, "block_{}")  # SRA
 
     def objective(trained: Params) -> tuple[jax.Array, Losses]:
         params = trained["model"]
-        output, captures = captured(model, params, x, t, y)
+        output, tokens = student(params, x, t, y)  # SRA
         denoising = hybrid_loss(output, x0, x, noise, t)
         if not aligned:
             return denoising, (denoising, jnp.zeros(()))
-        tokens = block_output(captures, student_layer)  # SRA
-        projector = trained["projector"]  # SRA
-        alignment = sra.align(  # SRA
-            loss, target, state.teacher, params, projector, tokens, x0, noise, t, y, key=gap_key
-        )
+        sides = (state.teacher, params, trained["projector"], tokens)  # SRA
+        alignment = sra.align(loss, apply, *sides, x0, noise, t, y, key=gap_key)  # SRA
         return denoising + alignment, (denoising, alignment)
 
     gradients, losses = jax.grad(objective, has_aux=True)(state.trained)

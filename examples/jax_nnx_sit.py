@@ -7,9 +7,8 @@
     python examples/jax_nnx_sit.py --resume                from the last checkpoint, bit for bit
 
 Model, training, checkpoints and sampling are here, from top to bottom. What SRA adds is marked with
-"# SRA"; all the rest is a flow-matching transformer as usual. The model knows nothing of SRA:
-`nnx.capture` records what its blocks return. Data, command line, progress bar and picture are in
-common.py.
+"# SRA"; all the rest is a flow-matching transformer as usual. The model knows nothing of SRA. Data,
+command line, progress bar and picture are in common.py.
 
 Reference: Jiang et al., "No Other Representation Component Is Needed: Diffusion Transformers Can
 Provide Representation Guidance by Themselves", 2025, arXiv 2505.02831; Ma et al., "SiT", 2024,
@@ -137,16 +136,6 @@ PATH = selfalign.paths.Linear()  # x_t = (1 - t) x0 + t noise: t = 0 is data, t 
 Losses = tuple[jax.Array, jax.Array]  # the denoising loss, and SRA's term
 
 
-def captured(model: SiT, *inputs: jax.Array) -> tuple[jax.Array, nnx.State]:  # SRA
-    """The model's prediction, and what its modules returned on the way."""
-    return nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)(*inputs)
-
-
-def block_output(captures: nnx.State, layer: int) -> jax.Array:  # SRA
-    """The tokens [B, N, D] after block `layer`, counted from 1."""
-    return sra.tap(captures, f"blocks/{layer - 1}/__call__")
-
-
 @functools.partial(nnx.jit, static_argnames=("loss", "label_dropout", "aligned"))
 def training_step(
     trained: nnx.Dict,
@@ -166,23 +155,16 @@ def training_step(
     noise = jax.random.normal(noise_key, x0.shape)  # [B, H, W, C]
     t = jax.random.uniform(time_key, y.shape)  # [B]
     x = PATH.add_noise(x0, noise, t)  # [B, H, W, C]
-    student_layer, teacher_layer = loss.layers(len(trained.model.blocks))  # SRA
-
-    def target(model: SiT, *inputs: jax.Array) -> jax.Array:  # SRA
-        """The teacher's tokens; XLA drops all that comes after them."""
-        return block_output(captured(model, *inputs)[1], teacher_layer)
+    student, apply = sra.tap_nnx(loss, "blocks/{}")  # SRA
 
     def objective(trained: nnx.Dict) -> tuple[jax.Array, Losses]:
         model = trained.model
-        prediction, captures = captured(model, x, t, y)
+        prediction, tokens = student(model, x, t, y)  # SRA
         denoising = jnp.mean((prediction - PATH.velocity(x0, noise, t)) ** 2)
         if not aligned:
             return denoising, (denoising, jnp.zeros(()))
-        tokens = block_output(captures, student_layer)  # SRA
-        projector = trained.projector  # SRA
-        alignment = sra.align(  # SRA
-            loss, target, teacher, model, projector, tokens, x0, noise, t, y, key=gap_key
-        )
+        sides = (teacher, model, trained.projector, tokens)  # SRA
+        alignment = sra.align(loss, apply, *sides, x0, noise, t, y, key=gap_key)  # SRA
         return denoising + alignment, (denoising, alignment)
 
     gradients, losses = nnx.grad(objective, has_aux=True)(trained)

@@ -196,3 +196,30 @@ class EquinoxModel(eqx.Module):
             x = x + each_token(block, x)
             features.append(x)
         return each_token(self.head, x), features
+
+
+class EquinoxBlock(eqx.Module):
+    linear: eqx.nn.Linear
+
+    def __init__(self, key):
+        self.linear = eqx.nn.Linear(WIDTH, WIDTH, key=key)
+
+    def __call__(self, x):
+        return x + jnp.tanh(jax.vmap(self.linear)(x))
+
+
+class EquinoxListed(eqx.Module):
+    """Of one sample [N, C]: what jax.vmap maps over a batch. Its blocks are checkpointed."""
+
+    embed: eqx.nn.Linear
+    blocks: list
+
+    def __init__(self, key):
+        self.embed = eqx.nn.Linear(CHANNELS, WIDTH, key=key)
+        self.blocks = [EquinoxBlock(each) for each in jax.random.split(key, DEPTH)]
+
+    def __call__(self, x, t, y):
+        x = jax.vmap(self.embed)(x) + t
+        for block in self.blocks:
+            x = eqx.filter_checkpoint(block)(x)
+        return x

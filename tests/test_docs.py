@@ -102,12 +102,15 @@ warnings.filterwarnings("ignore", module="diffusers|torch")
 """
 JAX = """
 import jax
-from jax_models import forward as model, make_batch, make_params
-params = {name: jax.numpy.asarray(value) for name, value in make_params().items()}
+from jax_models import LinenModel, make_batch
+model = LinenModel()
+x0, _, t, y = make_batch()
+params = model.init(jax.random.key(0), x0, t, y)["params"]
 loader = [make_batch(seed=seed)[::3] for seed in range(3)]
 """
 JAX_PAGE = """
-import pathlib, tempfile
+import pathlib, tempfile, warnings
+warnings.filterwarnings("ignore", "Using 'Module.sow")  # by the test's own model
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
 import flax.serialization
@@ -116,7 +119,7 @@ import orbax.checkpoint as ocp
 import selfalign
 from flax import nnx
 from jax_loop import apply_at
-from jax_models import EquinoxModel, LinenModel, LinenScannedModel, NnxModel
+from jax_models import EquinoxListed, LinenModel, LinenScannedModel, NnxModel
 from jax_models import forward as model, make_batch, make_params
 from selfalign.adapters import jax as sra
 loss = selfalign.SRALoss(student_layer=2, teacher_layer=4)
@@ -128,8 +131,8 @@ apply_fourth = apply_at(4)
 params = {name: jax.numpy.asarray(value) for name, value in make_params().items()}
 features = model(params, x, t, y)[1]
 projector = sra.init_projector(key, 16)
-nnx_model = nnx.view(NnxModel(nnx.Rngs(0)), deterministic=True)
-linen_model, scanned_model, equinox_model = LinenModel(), LinenScannedModel(), EquinoxModel(key)
+nnx_model = NnxModel(nnx.Rngs(0))
+linen_model, scanned_model, equinox_model = LinenModel(), LinenScannedModel(), EquinoxListed(key)
 linen_params = linen_model.init(key, x, t, y)["params"]
 scanned_params = scanned_model.init(key, x, t, y)["params"]
 mesh = jax.make_mesh((4,), ("data",))

@@ -16,12 +16,17 @@ from .tapped import Blocks, Paths, Select, Tapped, evaluation_arguments
 from .trees import path_of
 
 
+def _itself(model: Any) -> Any:
+    return model
+
+
 def tap_equinox(
     loss: Loss,
     blocks: Paths,
     *,
     select: Select = None,
-    call: Callable[[Any], Callable[..., Any]] | None = None,
+    module: Callable[[Any], Any] = _itself,
+    call: Callable[[Any], Callable[..., Any]] = _itself,
     evaluation: Mapping[str, Any] | None = None,
 ) -> Tapped:
     """Tap an Equinox model that nobody edited: the student's call, and the teacher's `apply`.
@@ -32,6 +37,8 @@ def tap_equinox(
     Args:
         loss, blocks, select: see `tap_nnx`. Blocks are modules, not functions; without {} the
             path is that of stacked blocks, over which a `jax.lax.scan` runs.
+        module: (params) -> the module, where you differentiate with respect to something else:
+            lambda params: eqx.combine(params, static).
         call: (model) -> what is called with the batch; `jax.vmap` for a model of one sample.
         evaluation: arguments by which the model's call is in evaluation mode, such as
             {"key": None}. `inference`, `train`, `deterministic` and the like are known.
@@ -59,20 +66,21 @@ def tap_equinox(
         ((2, 5, 4), (2, 5, 4))
     """
     tapped = Blocks(loss, blocks, select)
-    called = call or (lambda model: model)
 
-    def student(model: Any, *inputs: Any, **named: Any) -> tuple[Any, ...]:
+    def student(params: Any, *inputs: Any, **named: Any) -> tuple[Any, ...]:
+        model = module(params)
         modules = _modules(model)
 
         def forward(model: Any, inputs: Any, named: Any) -> Any:
-            return called(_marked(model, modules, tapped))(*inputs, **named)
+            return call(_marked(model, modules, tapped))(*inputs, **named)
 
         return tapped.student(Traced(forward, model, inputs, named), modules)
 
-    def apply(model: Any, *inputs: Any, **named: Any) -> ByName:
+    def apply(params: Any, *inputs: Any, **named: Any) -> ByName:
         import equinox as eqx
 
         tapped.check_teacher()
+        model = module(params)
         modules = _modules(model)
         own = evaluation_arguments(type(model).__call__, evaluation or {})
 
@@ -80,7 +88,7 @@ def tap_equinox(
             still = _marked(eqx.nn.inference_mode(model), modules, tapped)
             # bound before the call is mapped: they are none of a sample's
             bound = functools.partial(still, **own) if own else still
-            return called(bound)(*inputs, **named)
+            return call(bound)(*inputs, **named)
 
         return tapped.teacher(Traced(forward, model, inputs, named), modules)
 
@@ -93,8 +101,8 @@ def _modules(model: Any) -> dict[str, Any]:
 
     if not isinstance(model, eqx.Module):
         raise TypeError(
-            f"The model must be an equinox.Module. Received: {type(model).__name__}. Of parts make "
-            "a module before: eqx.combine(params, static)."
+            f"The model must be an equinox.Module. Received: {type(model).__name__}. For its "
+            "arrays pass module=lambda params: eqx.combine(params, static)."
         )
     found: dict[str, Any] = {}
 

@@ -11,12 +11,17 @@ from .marks import Traced
 from .tapped import Blocks, Paths, Select, Tapped, evaluation_arguments
 
 
+def _itself(model: Any) -> Any:
+    return model
+
+
 def tap_nnx(
     loss: Loss,
     blocks: Paths,
     *,
     select: Select = None,
-    call: Callable[[Any], Callable[..., Any]] | None = None,
+    module: Callable[[Any], Any] = _itself,
+    call: Callable[[Any], Callable[..., Any]] = _itself,
     evaluation: Mapping[str, Any] | None = None,
 ) -> Tapped:
     """Tap an NNX model that nobody edited: the student's call, and the teacher's `apply`.
@@ -32,6 +37,8 @@ def tap_nnx(
             the stacked blocks of `nnx.scan`. Two paths name the student's module and the target's.
         select: of blocks that return several arrays, which one the tokens are: its place or name,
             or a function of what the block returns.
+        module: (params) -> the module, where you differentiate with respect to something else:
+            lambda params: nnx.merge(graph, params, rest).
         call: (model) -> what is called, where that is not the model itself: a method, say.
         evaluation: arguments by which the model's call is in evaluation mode. `train`, `training`,
             `is_training`, `deterministic` and `inference` are known.
@@ -62,24 +69,26 @@ def tap_nnx(
         ((2, 5, 4), (2, 5, 4))
     """
     tapped = Blocks(loss, blocks, select)
-    called = call or (lambda model: model)
 
-    def student(model: Any, *inputs: Any, **named: Any) -> tuple[Any, ...]:
+    def student(params: Any, *inputs: Any, **named: Any) -> tuple[Any, ...]:
+        model = module(params)
         nnx = _nnx_of(model)
         graph, state = nnx.split(model)
 
         def forward(state: Any, inputs: Any, named: Any) -> tuple[Any, Any]:
+            before = {path: each.get_value() for path, each in nnx.to_flat_state(state)}
             copied = nnx.merge(graph, state)
             _mark(nnx, copied, tapped)
-            output = called(copied)(*inputs, **named)
-            return output, _changed(nnx, copied, state)
+            output = call(copied)(*inputs, **named)
+            return output, _changed(nnx, copied, before)
 
         traced = Traced(forward, state, inputs, named)
         (output, changed), *tokens = tapped.student(traced, _modules(nnx, model))
         nnx.update(model, changed)
         return (output, *tokens)
 
-    def apply(model: Any, *inputs: Any, **named: Any) -> ByName:
+    def apply(params: Any, *inputs: Any, **named: Any) -> ByName:
+        model = module(params)
         nnx = _nnx_of(model)
         tapped.check_teacher()
         graph, state = nnx.split(model)
@@ -89,7 +98,7 @@ def tap_nnx(
             copied = nnx.merge(graph, state)
             copied.eval(train=False, training=False)
             _mark(nnx, copied, tapped)
-            return called(copied)(*inputs, **named)
+            return call(copied)(*inputs, **named)
 
         traced = Traced(forward, state, inputs, named | own)
         return tapped.teacher(traced, _modules(nnx, model))
@@ -102,8 +111,8 @@ def _nnx_of(model: Any) -> Any:
 
     if not isinstance(model, nnx.Module):
         raise TypeError(
-            f"The model must be an nnx.Module. Received: {type(model).__name__}. Of a state make a "
-            "module before: nnx.merge(graph, params, rest)."
+            f"The model must be an nnx.Module. Received: {type(model).__name__}. For a "
+            "state pass module=lambda params: nnx.merge(graph, params, rest)."
         )
     return nnx
 
@@ -119,11 +128,10 @@ def _mark(nnx: Any, model: Any, blocks: Blocks) -> None:
             set_marking(module, blocks, path)
 
 
-def _changed(nnx: Any, model: Any, before: Any) -> Any:
+def _changed(nnx: Any, model: Any, before: Mapping[Any, Any]) -> Any:
     """What the forward changed: counts of random streams, running averages."""
-    old = {path: each.get_value() for path, each in nnx.to_flat_state(before)}
 
     def is_new(path: Any, each: Any) -> bool:
-        return path in old and each.get_value() is not old[path]
+        return path in before and each.get_value() is not before[path]
 
     return nnx.filter_state(nnx.state(model), is_new)
