@@ -14,7 +14,7 @@ from . import saving
 from .average import PendingAverage
 from .batches import Batch, check_inputs, input_names, read_batch
 from .blocks import find_taps
-from .counting import StepCounter
+from .counting import StepCounter, count_of
 from .drawing import Drawing
 from .fitting import Fitting
 from .forwards import make_forwards
@@ -143,17 +143,20 @@ class SelfAligned(Fitting):
         self._step = Step(self.noise_path, drawing, held_out, self._forwards, source, self._options)
         self._terms = Terms(objectives, listed=isinstance(loss, (list, tuple)))
         self._counter = StepCounter(self)
-        self.steps = self._counter.steps
         self._heads = add_heads(self, objectives, self._forwards, self.draws)
         logged = ("denoising", *self._terms.logged())
         self.logged = {name: keras.metrics.Mean(name) for name in logged}
-        self._begun = False  # looked at before the counters, which lie on the device
         self.built = True
 
     @property
     def width(self) -> int | None:
         """The feature width of the tapped tokens, the first objective's where they differ."""
         return self._forwards.width(next(iter(self.objectives)))
+
+    @property
+    def steps(self) -> Tensor:
+        """Optimizer steps done."""
+        return self._counter.now()
 
     @property
     def projector(self) -> Any:
@@ -189,8 +192,10 @@ class SelfAligned(Fitting):
         """
         batch = self._read(x, y, sample_weight)
         check_inputs(self.backbone, batch, self._options)
-        if training and self._average is not None:
-            self._average.take_step(self._counter)
+        if training:
+            self._counter.look()
+            if self._average is not None:
+                self._average.take_step(self._counter)
         outcome = self._step.run(batch, training)
         target = outcome.target
         prediction = outcome.prediction
@@ -203,14 +208,27 @@ class SelfAligned(Fitting):
             outcome.target_tokens,
             batch.mask,
             weights,
-            self.steps.value,
+            self._counter.steps.value,
         )
         metrics["denoising"] = denoising
         for name, metric in self.logged.items():
             metric.update_state(metrics[name], sample_weight=ops.shape(batch.x0)[0])
-        if training:
-            self._counter.count()
         return denoising + term + sum(ops.sum(added) for added in outcome.added)
+
+    def compute_loss_and_updates(
+        self, *args: Any, optimizer_variables: Any = None, **options: Any
+    ) -> Any:
+        """Of the jax backend: tells the counter the optimizer's count, which is traced here."""
+        if optimizer_variables is not None:
+            state = zip(self.optimizer.variables, optimizer_variables, strict=True)
+            with keras.StatelessScope(state):
+                self._counter.traced = count_of(self.optimizer)
+        try:
+            return super().compute_loss_and_updates(
+                *args, optimizer_variables=optimizer_variables, **options
+            )
+        finally:
+            self._counter.traced = None
 
     def _read(self, x: Any, y: Any, weights: Any = None) -> Batch:
         names = input_names(self.backbone, self._options)
@@ -220,14 +238,16 @@ class SelfAligned(Fitting):
         """The clean samples of a batch."""
         return self._read(x, y).x0
 
-    def begin(self, training: bool) -> None:
+    def begin(self) -> None:
         """Before the first step the teacher becomes the backbone as it is then.
 
         Weights may have been loaded since the model was built.
         """
-        if not self._begun and self._average is not None and self._counter.at_start():
-            self._average.restart()
-        self._begun = self._begun or training
+        self._counter.follow(getattr(self, "optimizer", None))
+        if self._average is not None:
+            self._average.check()
+            if int(self.steps) == 0:
+                self._average.restart()
 
     def ema_backbone(self) -> keras.Model:
         """The EMA model, for sampling: on each call a new backbone, as after the last step.
@@ -258,6 +278,7 @@ class SelfAligned(Fitting):
 
     def save_own_variables(self, store: Any) -> None:
         """Heads and counters, and beside them the state of the draws and the settings."""
+        self._counter.settle()
         super().save_own_variables(store)
         store["draws"] = ops.convert_to_numpy(self.draws.state)
         settings = saving.settings_of(self.objectives, self._options)
@@ -274,3 +295,4 @@ class SelfAligned(Fitting):
         names = [name for name in store.keys() if name not in ("draws", "settings")]  # noqa: SIM118
         super().load_own_variables({name: store[name] for name in names})
         self.draws.state.assign(store["draws"])
+        self._counter.forget()

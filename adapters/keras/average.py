@@ -38,6 +38,16 @@ class PendingAverage:
         self.average.trainable = False
         self.restart()
 
+    def check(self) -> None:
+        """The backbone still has the average's structure: raises ValueError otherwise."""
+        if [v.shape for v in self.average.weights] != [v.shape for v in self.backbone.weights]:
+            raise invalid(
+                "The backbone must keep the weights that it had when SelfAligned was made",
+                f"{len(self.backbone.weights)} weights instead of {len(self.average.weights)}, or "
+                "others",
+                "Call enable_lora() or quantize() first, then make SelfAligned.",
+            )
+
     def restart(self) -> None:
         """The average becomes the backbone as it is."""
         copy_weights(self.backbone, self.average)
@@ -71,7 +81,7 @@ class PendingAverage:
         made = rebuilt(self.backbone)
         copy_weights(self.average, made)
         if bool(counter.pending()):
-            moved = {id(mine): value for mine, value in self._moved(int(counter.steps) - 1)}
+            moved = {id(mine): value for mine, value in self._moved(int(counter.now()) - 1)}
             for variable, mine in zip(made.weights, self.average.weights, strict=True):
                 # a copy, not the student's own buffer: JAX donates that
                 variable.assign(ops.copy(moved[id(mine)]))

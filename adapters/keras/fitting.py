@@ -30,10 +30,16 @@ class Fitting(keras.Model):
         self.held_out = FixedDraws()
         self._measures = False
         self._unbuilt = False
+        self._begun = False  # looked at before what lies on the device
 
     @abstractmethod
-    def begin(self, training: bool) -> None:
-        """What is due before steps are run."""
+    def begin(self) -> None:
+        """What is due before the first step after each `compile`, and before evaluations."""
+
+    def _begin(self, training: bool) -> None:
+        if not self._begun:
+            self.begin()
+            self._begun = training
 
     def compile(
         self,
@@ -49,6 +55,7 @@ class Fitting(keras.Model):
         measures = metrics is not None or weighted_metrics is not None
         self._measures = self._measures or measures
         self._unbuilt = measures
+        self._begun = False
         loss = sample_weighted(loss)
         super().compile(optimizer, loss, loss_weights, metrics, weighted_metrics, **options)
 
@@ -64,26 +71,26 @@ class Fitting(keras.Model):
             ValueError: not compiled, or data that does not fit backbone and objectives.
         """
         arguments = arguments_of(super().fit, args, options)
-        self.begin(training=True)
+        self._begin(training=True)
         return super().fit(**arguments)
 
     def train_on_batch(self, *args: Any, **options: Any) -> Any:
         """Keras's train_on_batch; raises as `fit` does."""
         arguments = arguments_of(super().train_on_batch, args, options)
-        self.begin(training=True)
+        self._begin(training=True)
         return super().train_on_batch(**arguments)
 
     def evaluate(self, *args: Any, **options: Any) -> Any:
         """Keras's evaluate, on the same draws each time; raises as `fit` does."""
         arguments = arguments_of(super().evaluate, args, options)
-        self.begin(training=False)
+        self._begin(training=False)
         self.held_out.restart()
         return super().evaluate(**arguments)
 
     def test_on_batch(self, *args: Any, **options: Any) -> Any:
         """Keras's test_on_batch, on the same draws each time; raises as `fit` does."""
         arguments = arguments_of(super().test_on_batch, args, options)
-        self.begin(training=False)
+        self._begin(training=False)
         self.held_out.restart()
         return super().test_on_batch(**arguments)
 

@@ -1,4 +1,4 @@
-"""Keras's data parallelism on eight devices of the jax backend: the numbers of one device."""
+"""Keras's parallelism on eight devices of the jax backend: the numbers of one device."""
 
 import keras
 import numpy as np
@@ -22,6 +22,23 @@ def trained():
     history = fitted(model, (images,), epochs=2, batch_size=16)
     devices = model.average.weights[0].value.sharding.device_set
     return [*weights(model), *weights(model.ema_backbone())], history["loss"], len(devices)
+
+
+@pytest.mark.only("jax")
+def test_model_parallel_gives_the_numbers_of_one_device():
+    """Kernels are cut between devices, the average's as the student's."""
+    one, losses, _ = trained()
+    devices = keras.distribution.list_devices("cpu")
+    mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"), devices)
+    layout = keras.distribution.LayoutMap(mesh)
+    layout["block_.*kernel"] = (None, "model")
+    parallel = keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+    with parallel.scope():
+        cut, parallel_losses, count = trained()
+    assert count == 8
+    np.testing.assert_allclose(parallel_losses, losses, rtol=1e-4)
+    for mine, theirs in zip(cut, one, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.only("jax")

@@ -261,3 +261,67 @@ def test_the_teacher_may_be_another_instance(data):
     model = SelfAligned(first, loss, teacher=second)
     assert model.average is second
     assert same(first, second)
+
+
+def low_rank(backbone):
+    for layer in backbone.layers:
+        if isinstance(layer, keras.layers.Dense):
+            layer.enable_lora(2)
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.parametrize("quantized", [True, False])
+def test_adapters_of_low_rank_are_averaged_and_frozen_kernels_are_not(quantized, data):
+    backbone = unconditional()
+    if quantized:
+        backbone.quantize("int8")
+    low_rank(backbone)
+    loss = selfalign.SRALoss(student_layer=1, teacher_layer=2, decay=0.5)
+    model = compiled(backbone, loss)
+    for _ in range(2):
+        model.train_on_batch(data[0])
+    trained = {id(variable) for variable in backbone.trainable_weights}
+    assert len(trained) == 12  # two factors and a bias of each layer
+    average = model.ema_backbone()
+    for mine, theirs in zip(average.weights, backbone.weights, strict=True):
+        assert np.array_equal(array(mine.value), array(theirs.value)) == (id(theirs) not in trained)
+
+
+def test_a_backbone_that_is_changed_later_is_refused(data):
+    model = compiled(unconditional(), selfalign.SRALoss(student_layer=1, teacher_layer=2))
+    low_rank(model.backbone)
+    model.compile("sgd")
+    rule = "must keep the weights that it had when SelfAligned was made. Received: 16 weights inste"
+    with pytest.raises(ValueError, match=rule):
+        model.train_on_batch(data[0])
+
+
+def overflowing(step):
+    """A weight that is infinite in the third step that is tried."""
+    return ops.where(step == 2, np.inf, 0.5)
+
+
+def test_a_step_that_loss_scaling_skips_moves_nothing(data):
+    """Gradients are infinite as long as the step is not counted: from then on all are skipped."""
+    loss = selfalign.SRALoss(student_layer=1, teacher_layer=2, decay=0.5, weight=overflowing)
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=2.0)
+    model = compiled(unconditional(), loss, optimizer)
+    averages = []
+    for _ in range(5):
+        model.train_on_batch(data[0])
+        averages.append(weights(model.ema_backbone()))
+    assert int(model.steps) == 2
+    moved = []
+    for before, after in itertools.pairwise(averages):
+        moved.append(not all(map(np.array_equal, before, after)))
+    assert moved == [True, False, False, False]
+
+
+def test_steps_go_on_with_another_optimizer(data):
+    model = compiled(unconditional(), selfalign.SRALoss(student_layer=1, teacher_layer=2))
+    for done in range(1, 3):
+        model.train_on_batch(data[0])
+        before = weights(model.ema_backbone())
+        model.compile(keras.optimizers.SGD(0.1))
+        assert int(model.steps) == done
+        assert all(map(np.array_equal, before, weights(model.ema_backbone())))
