@@ -8,7 +8,7 @@ INSTALL = $(BIN)/python -m pip $(PIP)
 ONCE := --ignore tests/test_examples.py --ignore tests/test_packaging.py --ignore tests/test_docs.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo study test test-heavy quick test-numpy test-torch test-jax lint format models figures docs docs-check bench gpu gpu-packages wheel smoke clean
+.PHONY: demo study test test-heavy quick test-numpy test-torch test-jax test-tensorflow lint format models figures docs docs-check bench gpu gpu-packages wheel smoke clean
 
 demo: .venv/examples  ## Train a small SiT on the digits with and without SRA; ends with a table and a picture
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -35,6 +35,10 @@ test-jax: .venv/dev
 test-heavy: .venv/dev  ## What takes long and looks at what seldom changes: a few minutes more, before a release
 	KERAS_BACKEND=torch $(PYTEST) --heavy tests --ignore tests/adapters/jax
 	KERAS_BACKEND=jax $(PYTEST) --heavy tests/adapters/keras
+
+test-tensorflow: .venv/tensorflow/done  ## The Keras adapter on the TensorFlow backend, in an environment of its own: five minutes, outside the gate
+	KERAS_BACKEND=tensorflow TF_CPP_MIN_LOG_LEVEL=3 OMP_NUM_THREADS=1 .venv/tensorflow/bin/python -m pytest -q -n 2 \
+	  tests/adapters/keras --ignore tests/adapters/keras/test_hub.py
 
 lint: .venv/dev  ## Style, format, types
 	$(BIN)/ruff check .
@@ -100,6 +104,12 @@ clean:
 .venv/examples: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing selfalign and what the examples need into .venv (PyTorch: a few hundred MB, once) ..."
 	$(INSTALL) --editable ".[examples]"
+	@touch $@
+
+.venv/tensorflow/done: .venv/bin/python pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv/tensorflow
+	.venv/tensorflow/bin/python -m pip $(PIP) tensorflow-cpu keras scipy pytest pytest-xdist hypothesis
+	.venv/tensorflow/bin/python -m pip $(PIP) --no-deps --editable .
 	@touch $@
 
 .venv/public: .venv/bin/python tests/public_models/requirements.txt

@@ -129,12 +129,12 @@ def in_proportion(values: Tensor, of: Directions) -> Tensor:
         return values
     lengths = 1.0 / ops.stop_gradient(of.inverse) / (_UNIT * of.factor)
     present = lengths * (1.0 - of.absent)
-    usual = _usual_length(ops.reshape(present, tuple(values.shape)))
+    usual = _usual_length(ops.reshape(present, ops.shape(values)))
     none = ops.cast(usual == 0, "float32")
     short = present < _SHORT * usual
     share = ops.where(short, lengths / (usual + none), ops.ones_like(lengths))
     known = ops.stop_gradient(values)
-    return known + ops.reshape(share, tuple(values.shape)) * (values - known)
+    return known + ops.reshape(share, ops.shape(values)) * (values - known)
 
 
 def _usual_length(lengths: Tensor) -> Tensor:

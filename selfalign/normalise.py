@@ -45,7 +45,7 @@ def standardise(target: Tokens, mask: Mask = None) -> Tokens:
 
 def _standardise(target: Tokens, mask: Mask) -> Tokens:
     shape = tuple(target.shape)
-    if shape[0] * shape[1] < 2:
+    if shape[:2] == (1, 1):
         raise invalid(
             'normalise="standardise" needs at least two tokens',
             f"target tokens of shape {shape}",
@@ -86,7 +86,7 @@ def centre(target: Tokens, mask: Mask = None) -> Tokens:
 
 def _centre(target: Tokens, mask: Mask) -> Tokens:
     shape = tuple(target.shape)
-    if shape[0] < 2:
+    if shape[0] == 1:
         raise invalid(
             'normalise="centre" needs a batch of at least two samples',
             f"target tokens of shape {shape}",
@@ -117,7 +117,7 @@ def _weights(values: Tensor, mask: Tensor) -> Tensor:
     """The weights of the mask [B, N, 1]."""
     weights = ops.cast(weights_of(mask), values.dtype)
     missing = 3 - len(mask.shape)
-    weights = ops.reshape(weights, tuple(mask.shape) + (1,) * missing)
+    weights = ops.reshape(weights, (*ops.shape(mask), *[1] * missing))
     return weights * ops.ones_like(values[..., :1])
 
 

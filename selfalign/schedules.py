@@ -51,7 +51,7 @@ class Schedule:
             return ops.cast(self.value(ops.cast(step, "int32"), ops), "float32")
 
     def value(self, step: Step, xp: Functions) -> Scalar:
-        """The formula, with minimum, maximum and where from `xp`."""
+        """The formula, with minimum, maximum, where and cast from `xp`."""
         raise NotImplementedError
 
     def __mul__(self, other: Schedule | float) -> Product:
@@ -83,7 +83,7 @@ class Constant(Schedule):
         set_frozen(self, constant=check_number("weight", self.constant, 0, fix=fix))
 
     def value(self, step: Step, xp: Functions) -> Scalar:
-        return 0 * step + self.constant
+        return xp.cast(0 * step, "float32") + self.constant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,7 +262,7 @@ class Product(Schedule):
     def value(self, step: Step, xp: Functions) -> Scalar:
         product = 1.0
         for factor in self.factors:
-            product = product * factor.value(step, xp)
+            product = product * xp.cast(factor.value(step, xp), "float32")
         return product
 
     def settings(self) -> Settings:

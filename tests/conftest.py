@@ -12,8 +12,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-BACKENDS = ("torch", "jax", "numpy")
-ADAPTERS = {"torch": ("minimal", "torch", "keras"), "jax": ("jax", "keras"), "numpy": ()}
+BACKENDS = ("torch", "jax", "numpy", "tensorflow")
+ADAPTERS = {
+    "torch": ("minimal", "torch", "keras"),
+    "jax": ("jax", "keras"),
+    "numpy": (),
+    "tensorflow": ("keras",),  # a run of its own: make test-tensorflow
+}
 FOLDER = Path(__file__).parent / "adapters"
 
 # read by the workers of pytest-xdist and by all that the tests start

@@ -192,10 +192,9 @@ class SelfAligned(Fitting):
         """
         batch = self._read(x, y, sample_weight)
         check_inputs(self.backbone, batch, self._options)
-        if training:
-            self._counter.look()
-            if self._average is not None:
-                self._average.take_step(self._counter)
+        step = self._counter.look() if training else self._counter.now()
+        if training and self._average is not None:
+            self._average.take_step(self._counter)
         outcome = self._step.run(batch, training)
         target = outcome.target
         prediction = outcome.prediction
@@ -208,7 +207,7 @@ class SelfAligned(Fitting):
             outcome.target_tokens,
             batch.mask,
             weights,
-            self._counter.steps.value,
+            step,
         )
         metrics["denoising"] = denoising
         for name, metric in self.logged.items():

@@ -50,11 +50,13 @@ class StepCounter:
         """Take the optimizer's count as it is: it may have been read from a file."""
         self.seen.assign(_UNKNOWN)
 
-    def look(self) -> None:
-        """Add the steps that the optimizer has taken since the last look."""
+    def look(self) -> Step:
+        """Add the steps that the optimizer has taken since the last look; the steps done."""
         done = self._count()
-        self.steps.assign(self._steps(done))
+        steps = self._steps(done)
+        self.steps.assign(steps)
         self.seen.assign(done)
+        return steps
 
     def now(self) -> Step:
         """Optimizer steps done."""

@@ -80,4 +80,4 @@ def fitted(weights: Tensor, values: Tensor) -> Tensor:
         )
     shape = [-1 if length is None else length for length in shape]
     weights = ops.cast(ops.reshape(weights, shape), values.dtype)
-    return ops.broadcast_to(weights, ops.shape(values))
+    return weights * ops.ones_like(values)

@@ -360,6 +360,7 @@ def test_layers_without_a_common_shape_are_refused(data):
         model.train_on_batch(data[0])
 
 
+@pytest.mark.only("torch", "jax")  # Keras's numpy backend imports JAX
 def test_a_backend_that_cannot_train_is_refused_at_once(tmp_path):
     code = """
 import keras, selfalign
