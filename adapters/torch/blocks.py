@@ -129,14 +129,20 @@ def block_lists(model: nn.Module) -> dict[str, BlockList]:
         inner = any(path.startswith(f"{outer}.") for outer in found)
         if not inner and _alike(module):
             found[path] = module
-    trunks = {path: blocks for path, blocks in found.items() if not _are_layers(blocks)}
-    return trunks or found
+    for is_trunk in (_trains, _has_parts):
+        found = {path: blocks for path, blocks in found.items() if is_trunk(blocks)} or found
+    return found
 
 
-def _are_layers(modules: BlockList) -> bool:
-    """Whether the elements are single layers of torch's own: projections of skips, say."""
+def _trains(modules: BlockList) -> bool:
+    """Whether anything in a list is trained: not so in an encoder that is frozen."""
+    return any(parameter.requires_grad for parameter in modules.parameters())
+
+
+def _has_parts(modules: BlockList) -> bool:
+    """Whether the elements are more than single layers of torch's own, such as projections."""
     elements = _elements(modules).values()
-    return all(type(m).__module__.startswith("torch.nn.") and not m._modules for m in elements)
+    return any(m._modules or not type(m).__module__.startswith("torch.nn.") for m in elements)
 
 
 def _elements(modules: BlockList) -> dict[str, nn.Module]:
@@ -194,12 +200,12 @@ def find_blocks(model: nn.Module, paths: Paths | None) -> list[str]:
     else:
         lists = [paths] if isinstance(paths, str) else list(paths)
     if not lists:
-        sizes = {path: len(blocks) for path, blocks in candidates.items()}
-        longest = max(sizes, key=lambda path: sizes[path], default="path.to.the.list")
+        sizes = {path: _size(blocks) for path, blocks in candidates.items()}
+        largest = max(sizes, key=lambda path: sizes[path], default="path.to.the.list")
         raise invalid(
             "The model must have exactly one list of alike blocks, or the caller names it",
             f"found {listed}",
-            f'Pass blocks="{longest}", several paths where lists run in a row, or taps=, paths of '
+            f'Pass blocks="{largest}", several paths where lists run in a row, or taps=, paths of '
             "two modules.",
         )
     found: list[str] = []
@@ -213,6 +219,11 @@ def find_blocks(model: nn.Module, paths: Paths | None) -> list[str]:
             )
         found += [f"{path}.{name}".lstrip(".") for name in _elements(blocks)]
     return found
+
+
+def _size(modules: BlockList) -> int:
+    """The number of a list's parameters: a trunk has most."""
+    return sum(parameter.numel() for parameter in modules.parameters())
 
 
 def check_called(model: nn.Module, paths: Sequence[str]) -> None:

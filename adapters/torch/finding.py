@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 from collections.abc import Callable, Iterable
 
@@ -12,9 +11,9 @@ from torch import nn
 from selfalign.adapting import invalid
 
 from .arguments import Batch, tensors_by_place, with_tensor
-from .blocks import block_lists
+from .flow import Flow, check_order, readers_at, same_order
 from .parts import Part
-from .probing import Probe, Unlike, check_order, find_streams, not_found, passed_over, same_order
+from .probing import Probe, Unlike, find_streams, not_found, passed_over
 from .ragged import Following, lengths_like, shortened
 from .reading import Place, Runs
 from .repeating import kept_as_it_was, with_open_gates
@@ -66,21 +65,26 @@ class Finder:
         """
         if self.ran and is_sharded(self.model):
             raise self._other_shapes(batch)
-        self.ran = True
+        first, self.ran = not self.ran, True
         found = self._runner(batch, seen)
         if found is None:
             self._learn_by_shape(batch, seen)
             return
         x, run = found
         probe = self._probe(x, run, self.readers)
+        flow = Flow(self._module(), self.blocks, functools.partial(self._probe, x, run), run, x)
         try:
-            streams = find_streams(probe, batch.x0)
+            streams = find_streams(probe, batch.x0, flow.reads)
         except Unlike as error:
-            raise Unlike(error.where, self._instead(x, run, error.where)) from None
+            raise Unlike(
+                error.where, flow.instead(error.where), flow.reads_at(error.where)
+            ) from None
         for reader, stream in zip(probe.readers, streams, strict=True):
             reader.learn(self._followed(batch, seen, probe, reader, stream))
             reader.any_size = is_sharded(self.model)
         for part in self.parts:
+            if first and part.target is not None and part.target in probe.readers:
+                flow.check_in_a_row(part.student.where, part.target.where)
             if part.target in probe.readers:
                 others = functools.partial(self._alike, x, run, part.student, part.target)
                 check_order(probe, part.student, part.target, others)
@@ -161,7 +165,7 @@ class Finder:
 
     def _probe(self, x: torch.Tensor, run: Run, readers: Iterable[TokenReader]) -> Probe:
         readers = list(readers)
-        module = self.model if self.call is None else self.call.teacher
+        module = self._module()
         paths = list(dict.fromkeys(reader.where for reader in readers))
         blocks = [module.get_submodule(path) for path in self.blocks]
 
@@ -175,49 +179,15 @@ class Finder:
         with with_open_gates(module):  # embedders may begin at zero
             return Probe(passing, x, readers)
 
-    def _readers(self, paths: Iterable[str]) -> list[TokenReader]:
-        return [TokenReader(self.model, path, None, None) for path in paths]
-
-    def _instead(self, x: torch.Tensor, run: Run, where: str) -> str:
-        """Options that name modules which the sample runs through, as they are written.
-
-        The list that has a block at `where` is none of them: the sample does not run through it.
-        """
-        lists = self._lists_of_the_sample(x, run)
-        lists = [path for path in lists if not where.startswith(f"{path}.")]
-        if lists:
-            return " or ".join(f"blocks={path!r}" for path in lists)
-        taps = self._taps_of_the_sample(x, run)
-        return f"taps=, paths of two modules, such as taps={taps}" if taps else ""
-
-    def _lists_of_the_sample(self, x: torch.Tensor, run: Run) -> list[str]:
-        """Paths of the block lists whose blocks have the sample's tokens."""
-        last: dict[str, str] = {}
-        for path, blocks in block_lists(self.model).items():
-            last[f"{path}.{next(reversed(blocks._modules))}"] = path
-        probe = self._probe(x, run, self._readers(last))
-        return [last[reader.where] for reader in probe.readers if probe.has_sample(reader)]
-
-    def _taps_of_the_sample(self, x: torch.Tensor, run: Run) -> tuple[str, ...]:
-        """Paths of two modules of the commonest class that has the sample's tokens, if there are.
-
-        The first is a quarter of the way, the second two thirds.
-        """
-        probe = self._probe(x, run, self._readers(self.blocks))
-        classes = {path: type(self.model.get_submodule(path)) for path in self.blocks}
-        having = [reader.where for reader in probe.readers if probe.has_sample(reader)]
-        often = collections.Counter(classes[path] for path in having).most_common(1)
-        found = [path for path in having if often and classes[path] is often[0][0]]
-        if len(found) < 2:
-            return ()
-        return found[len(found) // 4], found[max(1, 2 * len(found) // 3)]
+    def _module(self) -> nn.Module:
+        return self.model if self.call is None else self.call.teacher
 
     def _alike(
         self, x: torch.Tensor, run: Run, student: TokenReader, target: TokenReader
     ) -> list[str]:
         """Paths of blocks whose tokens lie as the student's do, the nearest to the target first."""
         others = [path for path in self.blocks if path != student.where]
-        probe = self._probe(x, run, [student, *self._readers(others)])
+        probe = self._probe(x, run, [student, *readers_at(self._module(), others)])
         found = same_order(probe, student)
         at = self.blocks.index(target.where)
         return sorted(found, key=lambda path: abs(self.blocks.index(path) - at))

@@ -18,7 +18,7 @@ from torch import nn
 from selfalign.adapting import invalid
 
 from .arguments import parts_of, with_parts
-from .reading import Changes, Place, Undecided, clear_peaks, find_reading
+from .reading import Changes, Place, Reading, Undecided, clear_peaks, find_reading
 from .selecting import example, spelled
 from .tokens import (
     Output,
@@ -173,20 +173,34 @@ class Unlike(ValueError):
     Args:
         where: path of the block.
         instead: options that would do, as they are written; empty where none is known.
+        reads: whether they read the sample by attention.
     """
 
-    def __init__(self, where: str, instead: str = "") -> None:
+    def __init__(self, where: str, instead: str = "", reads: bool = False) -> None:
         self.where = where
+        tokens = "are no places of the sample" if reads else "do not depend on the sample"
+        fix = f"Pass {instead or 'taps=, paths of two modules that the sample runs through'}."
+        latents = (
+            "If they are meant (latents, queries that read the sample), pass select=lambda output: "
+            "output. Else pass "
+        )
         error = invalid(
             "The tokens that are aligned must be the sample's",
-            f"{where}, whose tokens do not depend on the sample",
-            f"Pass {instead or 'taps=, paths of two modules that the sample runs through'}.",
+            f"{where}, whose tokens {tokens}",
+            fix.replace("Pass ", latents) if reads else fix,
         )
         super().__init__(*error.args)
 
 
-def find_streams(probe: Probe, x0: torch.Tensor) -> list[Stream]:
+def find_streams(
+    probe: Probe, x0: torch.Tensor, reads: Callable[[TokenReader], bool] | None = None
+) -> list[Stream]:
     """Where the sample's tokens are, for every reader of a probe.
+
+    Args:
+        probe: of all readers.
+        x0: the samples.
+        reads: whether a block's tokens depend on the sample once all blocks run.
 
     Raises:
         Unlike: none of a block's tokens depends on the sample.
@@ -198,7 +212,10 @@ def find_streams(probe: Probe, x0: torch.Tensor) -> list[Stream]:
         if not reader.features(output):
             raise not_found(probe, reader, "no part of it is [B, N, D]")
         if not probe.changes(reader):
-            raise Unlike(reader.where)
+            if reader.select is None or (reads is not None and not reads(reader)):
+                raise Unlike(reader.where)
+            found.append(_as_selected(reader, output, x0))
+            continue
         try:
             stream = probe.stream(reader)
         except Undecided as reason:
@@ -208,6 +225,18 @@ def find_streams(probe: Probe, x0: torch.Tensor) -> list[Stream]:
         _check_count(probe, reader, stream, x0)
         found.append(stream)
     return found
+
+
+def _as_selected(reader: TokenReader, output: Output, x0: torch.Tensor) -> Stream:
+    """Latents, which the user took."""
+    ((place, tensor),) = reader.features(output).items()
+    if tensor.ndim != 3:
+        raise invalid(
+            "select= must take tokens [B, N, D]",
+            f"{reader.where}: {shapes(tensor)}",
+            "Reshape them there.",
+        )
+    return Stream(place, Reading((0, 1, 2)), tensor.shape, x0.shape[1:])
 
 
 def _unlike_before(reader: TokenReader) -> ValueError:
@@ -234,37 +263,6 @@ def _check_count(probe: Probe, reader: TokenReader, stream: Stream, x0: torch.Te
             "Leave select= out: they are found, or keep these: "
             f"{spelled(stream.reading.places)} of the tokens that it takes.",
         )
-
-
-def check_order(
-    probe: Probe, student: TokenReader, target: TokenReader, others: Callable[[], list[str]]
-) -> None:
-    """Student and target must have their tokens in one order: each spot shows at one of them.
-
-    Args:
-        probe: of both.
-        student, target: the sides.
-        others: gives paths of blocks that have the student's order.
-
-    Raises:
-        ValueError: a spot shows at another token.
-    """
-    mine, theirs = (probe.peaks(reader) for reader in (student, target))
-    for here, there in zip(mine, theirs, strict=True):
-        if here is not None and there is not None and here != there:
-            example = (student.where, *others()[:1])
-            raise invalid(
-                "Student and target must have the sample's tokens in one order",
-                f"token {here} of {student.where}, which is token {there} of {target.where}",
-                f"Tap two blocks alike, such as taps={example}, in place of blocks= or layers.",
-            )
-
-
-def same_order(probe: Probe, student: TokenReader) -> list[str]:
-    """Paths of the other blocks whose tokens lie as the student's do."""
-    mine = probe.peaks(student)
-    readers = [reader for reader in probe.readers if reader is not student]
-    return [r.where for r in readers if probe.has_sample(r) and probe.peaks(r) == mine]
 
 
 def not_found(probe: Probe, reader: TokenReader, reason: str) -> ValueError:

@@ -7,6 +7,7 @@ import torch
 from dit_models import DiT, seen
 from torch import nn
 
+import selfalign
 from selfalign.adapters.torch import SelfAlignment
 from selfalign.adapters.torch.buffers import buffers_kept
 
@@ -145,3 +146,71 @@ def test_what_a_forward_has_left_on_the_model_does_not_hinder_attaching(loss, ba
     model(*seen(batch))
     assert align(*batch).item() > 0
     assert align.teacher.last.grad_fn is None
+
+
+class Stateful(DiT):
+    """Counts its forwards, and reads a table that is in the graph."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+        self.register_buffer("scale", torch.full((16,), 1.5))
+        if way == "frozen":
+            self.count = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
+        else:
+            self.register_buffer("count", torch.zeros(()))
+
+    def embed(self, x, t, y):
+        if self.training or self.way == "always":
+            self.count += 1
+        x, c = super().embed(x, t, y)
+        return x * self.scale, c
+
+
+OBJECTIVES = {
+    "sra": selfalign.SRALoss(student_layer=2, teacher_layer=4),
+    "layersync": selfalign.LayerSyncLoss(student_layer=2, teacher_layer=4),
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("way", ["always", "in training", "frozen"])
+def test_looks_write_into_copies(way, objective, batch):
+    """The model's own state is that of its own forwards, and backward finds what it waits for."""
+    model = Stateful(way)
+    align = SelfAlignment(model, OBJECTIVES[objective])
+    for step in range(3):
+        prediction = model(*seen(batch))
+        (prediction.square().mean() + align(*batch)).backward()
+        assert model.count == step + 1
+        model.zero_grad()
+
+
+class Balanced(DiT):
+    """What training writes into a buffer is read in the next forward."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first = first
+        self.register_buffer("bias", torch.zeros(16))
+
+    def embed(self, x, t, y):
+        x, c = super().embed(x, t, y)
+        if self.first:
+            self.note(x)
+        out = x + self.bias
+        if not self.first:
+            self.note(x)
+        return out, c
+
+    @torch.no_grad()
+    def note(self, x):
+        if self.training:
+            self.bias += x.mean((0, 1))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["written before", "written after"])
+def test_buffers_that_training_writes_and_reads(first, loss, batch, make_loop):
+    loop = make_loop(Balanced(first), loss)
+    for _ in range(3):
+        assert torch.isfinite(loop.step(batch))

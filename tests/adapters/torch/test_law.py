@@ -3,7 +3,9 @@
 Where that cannot be repeated the model is refused.
 """
 
+import copy
 import functools
+import pickle
 import random
 
 import numpy
@@ -442,3 +444,81 @@ def test_tied_weights_are_the_teachers_own_afterwards(loss, batch):
     mine = {p.data_ptr() for p in align.teacher.parameters()}
     assert mine.isdisjoint(p.data_ptr() for p in model.parameters())
     assert align.teacher.blocks[1].proj.weight is align.teacher.blocks[0].proj.weight
+
+
+# After the student's block
+
+
+def scaled(module, args, output):
+    return 1.5 * output
+
+
+class Attribute(DiT):
+    """A condition that is set beside the call, and a scale; both enter after the second block."""
+
+    context = torch.zeros(4, 1, 1)
+    scale = 1.0
+
+    def forward(self, x, t, y):
+        x, c = self.embed(x, t, y)
+        for number, block in enumerate(self.blocks):
+            x = block(x, self.scale * c if number > 1 else c)
+            x = x + self.context if number > 1 else x
+        return self.final_layer(x)
+
+
+def patch(model):
+    before = model.blocks[2].forward
+    model.blocks[2].forward = lambda *args: 1.5 * before(*args)
+
+
+ONE_SIDED = {
+    "the student's block": lambda model: model.blocks[1].register_forward_hook(scaled),
+    "a block between": lambda model: model.blocks[2].register_forward_hook(scaled),
+    "the target's block": lambda model: model.blocks[3].register_forward_hook(scaled),
+    "a forward replaced": patch,
+    "a condition": lambda model: setattr(model, "context", torch.ones(4, 1, 1)),
+    "a scale": lambda model: setattr(model, "scale", 0.3),
+}
+
+
+@pytest.mark.parametrize("way", ONE_SIDED)
+def test_what_stands_on_one_side_after_attaching_is_noticed(loss, batch, way):
+    align = SelfAlignment(Attribute(), loss)
+    ONE_SIDED[way](align.model)
+    with pytest.raises(ValueError, match=r"gave tokens that are off by .* of their length"):
+        train(align, batch)
+
+
+class Filling(DiT):
+    """Fills and empties what it is given, and drops labels in place."""
+
+    def forward(self, x, t, y, features, condition):
+        if self.training:
+            y[torch.rand(len(y)) < 0.5] = 10
+        x, c = self.embed(x + condition.pop("scale"), t, y)
+        for block in self.blocks:
+            x = block(x, c)
+            features.append(x)
+        return self.final_layer(x)
+
+
+def test_what_the_caller_gives_is_the_callers(loss, batch):
+    x0, noise, t, y = batch
+    align = SelfAlignment(Filling(), loss)
+    for _ in range(3):
+        features, given = [], y.clone()
+        x = align.path.add_noise(x0, noise, t)
+        align.model(x, t, given, features, {"scale": torch.ones(())})
+        dropped = given.clone()
+        align(x0, noise, t)
+        assert len(features) == 6
+        assert torch.equal(given, dropped)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_of_the_teacher_run(loss, batch, copied):
+    align = SelfAlignment(DiT(), loss)
+    train(align, batch)
+    twin = copied(align.teacher)
+    assert torch.equal(twin(*seen(batch)), align.teacher(*seen(batch)))
