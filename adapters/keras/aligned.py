@@ -14,7 +14,7 @@ from . import saving
 from .average import PendingAverage
 from .batches import Batch, check_inputs, input_names, read_batch
 from .blocks import find_taps
-from .counting import StepCounter, count_of
+from .counting import StepCounter
 from .drawing import Drawing
 from .fitting import Fitting
 from .forwards import make_forwards
@@ -64,6 +64,7 @@ class SelfAligned(Fitting):
         label_dropout: fraction of samples whose label becomes `null_label`, on both sides alike.
         null_label: the label that stands for none.
         seed: of times, noise, gaps, dropped labels and the heads' first values.
+        checks: "off" does without the look for conditions that the backbone drops inside.
 
     Raises:
         ValueError: a Keras backend that cannot train, layers that the backbone does not have, a
@@ -106,6 +107,7 @@ class SelfAligned(Fitting):
         label_dropout: float = 0.0,
         null_label: int | None = None,
         seed: int | None = None,
+        checks: str = "on",
         name: str | None = None,
         **options: Any,
     ) -> None:
@@ -123,6 +125,7 @@ class SelfAligned(Fitting):
             label_dropout=label_dropout,
             null_label=null_label,
             seed=seed,
+            checks=checks,
         )
         self.backbone = backbone
         self.objectives = objectives
@@ -214,21 +217,6 @@ class SelfAligned(Fitting):
             metric.update_state(metrics[name], sample_weight=ops.shape(batch.x0)[0])
         return denoising + term + sum(ops.sum(added) for added in outcome.added)
 
-    def compute_loss_and_updates(
-        self, *args: Any, optimizer_variables: Any = None, **options: Any
-    ) -> Any:
-        """Of the jax backend: tells the counter the optimizer's count, which is traced here."""
-        if optimizer_variables is not None:
-            state = zip(self.optimizer.variables, optimizer_variables, strict=True)
-            with keras.StatelessScope(state):
-                self._counter.traced = count_of(self.optimizer)
-        try:
-            return super().compute_loss_and_updates(
-                *args, optimizer_variables=optimizer_variables, **options
-            )
-        finally:
-            self._counter.traced = None
-
     def _read(self, x: Any, y: Any, weights: Any = None) -> Batch:
         names = input_names(self.backbone, self._options)
         return read_batch(x, y, weights, self.objectives, self._terms.listed, names)
@@ -247,6 +235,7 @@ class SelfAligned(Fitting):
             self._average.check()
             if int(self.steps) == 0:
                 self._average.restart()
+                self._forwards.check(self._options)
 
     def ema_backbone(self) -> keras.Model:
         """The EMA model, for sampling: on each call a new backbone, as after the last step.

@@ -13,6 +13,7 @@ import keras
 
 from selfalign.adapting import Tensor, invalid
 
+from .counting import StepCounter, count_of
 from .drawing import FixedDraws
 from .losses import sample_weighted
 from .weights import arguments_of
@@ -24,6 +25,8 @@ class Fitting(keras.Model):
     Attributes:
         held_out: the draws of validation, the same in each `evaluate`.
     """
+
+    _counter: StepCounter
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -93,6 +96,21 @@ class Fitting(keras.Model):
         self._begin(training=False)
         self.held_out.restart()
         return super().test_on_batch(**arguments)
+
+    def compute_loss_and_updates(
+        self, *args: Any, optimizer_variables: Any = None, **options: Any
+    ) -> Any:
+        """Of the jax backend: tells the counter the optimizer's count, which is traced here."""
+        if optimizer_variables is not None:
+            state = zip(self.optimizer.variables, optimizer_variables, strict=True)
+            with keras.StatelessScope(state):
+                self._counter.traced = count_of(self.optimizer)
+        try:
+            return super().compute_loss_and_updates(
+                *args, optimizer_variables=optimizer_variables, **options
+            )
+        finally:
+            self._counter.traced = None
 
     def predict(self, *args: Any, **options: Any) -> Any:
         """Refused: what to predict with is `backbone` or `ema_backbone()`."""

@@ -21,6 +21,7 @@ from selfalign.adapting import (
 )
 
 from .blocks import Tapped, is_functional, layer_tokens
+from .law import check_condition
 from .options import Options, Select
 
 
@@ -52,6 +53,10 @@ class Forwards(ABC):
         """The average's tokens for each objective with an EMA teacher, without gradient."""
 
     @abstractmethod
+    def check(self, options: Options) -> None:
+        """The backbone drops no condition inside, as far as that can be seen."""
+
+    @abstractmethod
     def width(self, name: str) -> int | None:
         """The feature width of an objective's tokens; None where it is not known."""
 
@@ -70,6 +75,7 @@ class FunctionalForwards(Forwards):
         taps: Mapping[str, Tapped],
         select: Select | None,
     ) -> None:
+        self.backbone = backbone
         self.taps = taps
         self.target_places = {name: str(tapped.target) for name, tapped in taps.items()}
         self.later = with_source(objectives, LaterLayer)
@@ -93,6 +99,10 @@ class FunctionalForwards(Forwards):
     def teacher(self, inputs: Any) -> dict[str, Tokens]:
         at = self._teacher(inputs, training=False)
         return {name: ops.stop_gradient(at[self.target_places[name]]) for name in self.taught}
+
+    def check(self, options: Options) -> None:
+        if options.checks == "on":
+            check_condition(self.backbone, self.symbolic)
 
     def width(self, name: str) -> int | None:
         width: int | None = self.symbolic[self.taps[name].student].shape[-1]
@@ -135,6 +145,9 @@ class SubclassedForwards(Forwards):
         number = self.objectives[name].layers(len(features))[side]
         feature = features[number - 1]
         return feature if self.select is None else self.select(feature)
+
+    def check(self, options: Options) -> None:
+        """Nothing is looked at: the inputs' shapes are not known."""
 
     def width(self, name: str) -> int | None:
         return self.given_width

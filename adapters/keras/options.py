@@ -50,9 +50,11 @@ class Options:
     label_dropout: float
     null_label: int | None
     seed: int | None
+    checks: str = "on"
 
     def __post_init__(self) -> None:
         check_choice("prediction", self.prediction, PREDICTIONS)
+        check_choice("checks", self.checks, ("on", "off"))
         fix = "It is a fraction of the samples."
         check_number("label_dropout", self.label_dropout, 0, 1, fix)
         if self.label_dropout and self.null_label is None:

@@ -15,9 +15,9 @@ from selfalign.adapting import Objective, Settings, from_settings, invalid, path
 from .options import Options
 
 FUNCTIONS = ("select", "arrange", "draw_time")
-PLAIN = ("blocks", "taps", "width", "prediction", "label_dropout", "null_label", "seed")
+PLAIN = ("blocks", "taps", "width", "prediction", "label_dropout", "null_label", "seed", "checks")
 _FUNCTION = "function"
-_NOT_COMPARED = "seed"  # another seed goes on with the saved draws
+_NOT_COMPARED = ("seed", "checks")  # another seed goes on with the saved draws
 
 
 def settings_of(objectives: Mapping[str, Objective], options: Options) -> Settings:
@@ -27,7 +27,7 @@ def settings_of(objectives: Mapping[str, Objective], options: Options) -> Settin
         for name, each in objectives.items()
         for key, value in each.settings().items()
     }
-    found |= {name: getattr(options, name) for name in PLAIN if name != _NOT_COMPARED}
+    found |= {name: getattr(options, name) for name in PLAIN if name not in _NOT_COMPARED}
     found["path"] = _path_settings(options.path)
     return _plain(found)
 
