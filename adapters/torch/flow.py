@@ -11,12 +11,12 @@ from torch import nn
 
 from selfalign.adapting import invalid
 
-from .arguments import mapped
+from .arguments import mapped, tensors_by_place
 from .blocks import block_lists
 from .probing import Probe, another_sample
 from .repeating import kept_as_it_was
 from .replaying import Outputs
-from .tokens import Output, TokenReader, features_in
+from .tokens import Output, TokenReader
 
 Run = Callable[[list[str], torch.Tensor], Outputs]  # paths of blocks, a sample -> their outputs
 
@@ -58,10 +58,10 @@ class Flow:
 
     def follows(self, first: str, second: str) -> bool:
         """Whether what the second module gives depends on what the first one gives."""
-        before = dict(features_in(self._once(second, self.x)))
+        before = dict(tensors_by_place(self._once(second, self.x)))
         handle = self.module.get_submodule(first).register_forward_hook(_changed)
         try:
-            after = dict(features_in(self._once(second, self.x)))
+            after = dict(tensors_by_place(self._once(second, self.x)))
         finally:
             handle.remove()
         return any(not torch.equal(before[place], after[place]) for place in before)
