@@ -68,16 +68,16 @@ class Step:
         noise = drawing.noise(x0)
         t = drawing.times(ops.shape(x0)[0])
         x_t = self.path.add_noise(x0, noise, t)
-        output = self.forwards.student(self._arranged(x_t, t, condition), training)
-        target_tokens = {**batch.targets, **output.targets}
-        if self.source is not None:
+        taught = {}
+        if self.source is not None:  # first: the memory it takes is free again for the student
             u = drawing.gaps(t)
-            target_tokens |= self._taught(self.source, x0, noise, t, u, condition)
+            taught = self._taught(self.source, x0, noise, t, u, condition)
+        output = self.forwards.student(self._arranged(x_t, t, condition), training)
         return Outcome(
             prediction=ops.cast(output.prediction, "float32"),
             target=self.path.target(x0, noise, t, self.options.prediction),
             tokens=output.tokens,
-            target_tokens=target_tokens,
+            target_tokens={**batch.targets, **output.targets, **taught},
             added=output.added,
         )
 
