@@ -14,13 +14,13 @@ from .arguments import Batch, tensors_by_place, with_tensor
 from .flow import Flow, check_order, readers_at, same_order
 from .parts import Part
 from .probing import Probe, Unlike, find_streams, not_found, passed_over
-from .ragged import Following, lengths_like, shortened
-from .reading import Place, Runs
+from .ragged import Following, arrangement, lengths_like, starts_of
+from .reading import Runs
 from .repeating import kept_as_it_was, with_open_gates
 from .replaying import Outputs, TeacherCall, run_until
 from .sharding import is_sharded
 from .stopping import evaluating
-from .student import Recorder, StudentPass
+from .student import Recorder, StudentPass, same_state
 from .tokens import Stream, TokenReader
 
 Run = Callable[[list[str], torch.Tensor], Outputs]  # paths of blocks, a sample -> their outputs
@@ -111,39 +111,44 @@ class Finder:
     ) -> Stream:
         """The stream, and which text it follows: a mask or lengths in the call say so.
 
-        In a batch whose texts are equally long this is tried out: with a shorter one, the tokens
-        are elsewhere. Not so for a sharded model, whose processes have texts of their own.
+        What may say so is tried out: with a shorter text, the tokens are where it says. Not so for
+        a sharded model, whose processes have texts of their own.
+
+        Raises:
+            ValueError: something moves the tokens, and how cannot be told.
         """
-        places = stream.reading.places
-        if isinstance(places, slice) and places.start > 0:
-            starts = torch.full((len(batch.x0),), places.start)
-        elif isinstance(places, Runs):
-            starts = places.starts
-        else:
+        starts = starts_of(stream.reading, len(batch.x0))
+        if starts is None:
             return stream
-        known = lengths_like(seen.call, starts)
-        if isinstance(places, slice):
-            tried = [] if is_sharded(self.model) else known
-            known = [place for place in tried if self._moves(batch, seen, reader, place)]
-            count = places.stop - places.start
-        elif not known:
+        stream = stream._replace(arrangement=arrangement(seen.call, len(batch.x0)))
+        uneven = isinstance(stream.reading.places, Runs)
+        moved = False
+        for lengths in lengths_like(seen.call, starts):
+            if is_sharded(self.model):
+                follows = uneven and lengths.offset == 0
+            else:
+                shorter = seen.called_with(lengths.shortened(seen.call))
+                found = self._starts(batch, shorter, reader)
+                moved = moved or (found is not None and not same_state(found, starts.cpu()))
+                follows = moved and same_state(found, lengths.starts(shorter.call).cpu())
+            if follows:
+                tensor = reader.features(probe.outputs[reader.where])[stream.place]
+                size = stream.reading(tensor).shape[1]
+                return stream._replace(following=Following(stream.reading, lengths, size))
+        if uneven or moved:
             reason = "the sample's tokens are at other places from sample to sample"
             raise not_found(probe, reader, reason)
-        else:
-            count = places.size
-        if not known:
-            return stream
-        return stream._replace(following=Following(stream.reading, known[0], count))
+        return stream
 
-    def _moves(self, batch: Batch, seen: StudentPass, reader: TokenReader, place: Place) -> bool:
-        """Whether the sample's tokens are elsewhere where the text at `place` is shorter."""
-        shorter = seen.called_with(shortened(seen.call, place))
+    def _starts(self, batch: Batch, seen: StudentPass, reader: TokenReader) -> torch.Tensor | None:
+        """Where the sample's tokens begin in such a call, [B]; None where that cannot be told."""
         try:
-            x, run = self._runner(batch, shorter)  # type: ignore[misc]
-            probe = self._probe(x, run, [reader])
-            return isinstance(probe.stream(reader).reading.places, Runs)
+            x, run = self._runner(batch, seen)  # type: ignore[misc]
+            reading = self._probe(x, run, [reader]).stream(reader).reading
         except Exception:  # such a call may be refused: then nothing there is a length
-            return False
+            return None
+        starts = starts_of(reading, len(batch.x0))
+        return None if starts is None else starts.cpu()
 
     def _runner(self, batch: Batch, seen: StudentPass) -> tuple[torch.Tensor, Run] | None:
         """The sample as the model sees it, and a forward; None where it cannot run once more."""

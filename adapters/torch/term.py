@@ -257,7 +257,7 @@ class Term:
         shape = getattr(output, "shape", ())
         if (*batch.x0.shape[1:], *shape[1:]) in reader.plain:
             return output
-        if not reader.knows(output, batch.x0):
+        if not reader.knows(output, batch.x0, seen.call):
             self._find_tokens(reader.where, outputs, batch, seen)
         return reader(output, batch.x0, seen.call)
 

@@ -12,7 +12,7 @@ from torch import nn
 from selfalign.adapting import invalid
 
 from .arguments import Arguments, parts_of, tensors_by_place
-from .ragged import Following
+from .ragged import Arrangement, Following, arrangement
 from .reading import Place, Reading
 
 Output: TypeAlias = Any
@@ -30,6 +30,7 @@ class Stream(NamedTuple):
         shape: the tensor's, when this was found.
         sample: sizes of a sample then, without the batch's.
         following: takes them out where they follow each sample's own text.
+        arrangement: of the call, where text may stand before them: another one is another kind.
     """
 
     place: Place
@@ -37,6 +38,7 @@ class Stream(NamedTuple):
     shape: torch.Size
     sample: torch.Size
     following: Following | None = None
+    arrangement: Arrangement | None = None
 
     def fits(self, streams: dict[Place, torch.Tensor], sample: torch.Size, any_size: bool) -> bool:
         """Whether an output has this stream, in whatever number of samples.
@@ -101,7 +103,7 @@ class TokenReader:
             ValueError: an output that has no tokens, or that has several candidates.
         """
         found = self.features(output)
-        stream = self._known(found, x0) or self.by_shape(output, x0)
+        stream = self._known(found, x0, call) or self.by_shape(output, x0)
         if stream.following is not None and call is not None:
             return stream.following(found[stream.place], call)
         return stream.reading(found[stream.place])
@@ -114,9 +116,9 @@ class TokenReader:
                 raise self._no_tokens(output)
         return dict(features_in(output))
 
-    def knows(self, output: Output, x0: torch.Tensor) -> bool:
+    def knows(self, output: Output, x0: torch.Tensor, call: Arguments | None = None) -> bool:
         """Whether it has been found where this kind of output has the sample's tokens."""
-        return self._known(self.features(output), x0) is not None
+        return self._known(self.features(output), x0, call) is not None
 
     def learn(self, stream: Stream) -> None:
         """From now on, read this kind of output so."""
@@ -161,10 +163,16 @@ class TokenReader:
         """Numbers of features that the tokens may have."""
         return {self.width} if self.width else _layer_widths(self.block)
 
-    def _known(self, found: dict[Place, torch.Tensor], x0: torch.Tensor) -> Stream | None:
+    def _known(
+        self, found: dict[Place, torch.Tensor], x0: torch.Tensor, call: Arguments | None
+    ) -> Stream | None:
         sample = x0.shape[1:]
-        fitting = (s for s in self.streams if s.fits(found, sample, self.any_size))
-        return next(fitting, None)
+        for stream in self.streams:
+            if stream.fits(found, sample, self.any_size):
+                known = stream.arrangement
+                if known is None or call is None or known == arrangement(call, len(x0)):
+                    return stream
+        return None
 
     def _grid_axes(self, tensor: torch.Tensor) -> tuple[int, ...]:
         last = tensor.ndim - 1
