@@ -12,6 +12,7 @@ from torch import nn
 from selfalign.adapting import invalid, paths
 
 from .arguments import Arguments, Batch, tensors_in
+from .second_time import FirstTimes
 from .stopping import run_before
 
 if TYPE_CHECKING:
@@ -26,11 +27,15 @@ class Comparison:
 
     Args:
         path: the objectives'.
+
+    Attributes:
+        times: of the first samples, until there are enough to tell what is a function of them.
     """
 
     def __init__(self, path: paths.Path) -> None:
         self.opposite = path.reversed()
         self.warned = False
+        self.times = FirstTimes()
 
     def check(
         self,
@@ -59,6 +64,8 @@ class Comparison:
         expected = layout.told(batch.t).to(seen.dtype).reshape(layout.shape).expand(seen.shape)
         if not close(seen, expected):
             raise _differing("the time", seen, expected)
+        if not self.times.full:
+            self._check_no_second_time(places, batch)
         identical = set(map(id, places.values()))
         for value in (*batch.condition.args, *batch.condition.kwargs.values()):
             if id(value) not in identical:
@@ -88,6 +95,24 @@ class Comparison:
             elif not _same(theirs, mine):
                 raise _differing(name, theirs, mine)
 
+    def _check_no_second_time(self, places: dict[Any, Any], batch: Batch) -> None:
+        """What the user does not say to be a condition is no function of the time."""
+        given = [value for _, value in tensors_in([batch.condition.args, batch.condition.kwargs])]
+        named = {_name(place): value for place, value in places.items()}
+        others = {
+            name: value
+            for name, value in tensors_in(named)
+            if not any(_same(value, mine) for mine in given)
+        }
+        name = self.times.add(batch.t, others)
+        if name is not None:
+            raise invalid(
+                "Each time that the model is told must be the teacher's own",
+                f"{name}, {described(others[name])}, which is in the order of the times",
+                "Pass call=, a function that tells the teacher both; if it is a condition and no "
+                "time, hand it to align() as well.",
+            )
+
     def _check_condition(self, places: dict[Any, Any], condition: Arguments) -> None:
         """Each tensor that the caller gave is among the student's."""
         mine = [value for _, value in tensors_in(places)]
@@ -102,7 +127,7 @@ class Comparison:
     def _check_sample(
         self, place: int | str, student: torch.Tensor, x: torch.Tensor, batch: Batch
     ) -> None:
-        name = f"argument {place}" if isinstance(place, int) else place
+        name = _name(place)
         if student.shape != x.shape:
             raise _differing(name, student, x)
         if self.warned or close(student, x):
@@ -174,6 +199,10 @@ def described(tensor: torch.Tensor | None) -> str:
     first = ", ".join(f"{value:.4g}" for value in tensor.detach().flatten()[:3].tolist())
     dots = ", ..." if tensor.numel() > 3 else ""
     return f"shape {tuple(tensor.shape)} [{first}{dots}]"
+
+
+def _name(place: int | str) -> str:
+    return f"argument {place}" if isinstance(place, int) else place
 
 
 def _is_multiple(student: torch.Tensor, x: torch.Tensor) -> bool:

@@ -103,8 +103,8 @@ def _times(
     for place, value in tensors.items():
         shape = _repeated_shape(value, len(t))
         if shape is not None:
-            axis = shape.index(-1)
-            first = value.movedim(axis, 0).flatten(1)[:, 0] if value.ndim > 1 else value
+            axis = shape.index(-1) if shape else 0
+            first = value.movedim(axis, 0).flatten(1)[:, 0] if value.ndim > 1 else value.reshape(-1)
             conventions = fitting_conventions(path, first, t)
             if conventions:
                 found[place] = (conventions, shape)
@@ -113,6 +113,8 @@ def _times(
 
 def _repeated_shape(value: torch.Tensor, batch: int) -> tuple[int, ...] | None:
     """1 for each axis, -1 for that of the samples, where each sample has one number throughout."""
+    if batch == 1 and value.ndim == 0:
+        return ()
     axes = [axis for axis, size in enumerate(value.shape) if size == batch]
     if not axes or value.dtype == torch.bool or value.is_complex():
         return None

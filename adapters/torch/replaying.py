@@ -132,10 +132,11 @@ class TeacherCall(Hooks):
             return
         if layout is not None:
             self.comparison.check(layout, seen.call, x, batch)
+            self.was_compared = self.comparison.times.full
         else:
             run = functools.partial(self.call, batch, seen, x, batch.t)
             self.comparison.check_function(self.teacher, run, seen.call, x, batch)
-        self.was_compared = True
+            self.was_compared = True
 
     def give(self, *calls: Arguments) -> None:
         """Note what the model is given from outside: what is looked up in it is no time."""

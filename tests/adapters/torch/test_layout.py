@@ -274,6 +274,14 @@ def test_one_time_for_a_batch_is_refused(loss, batch, tell):
     assert align(x0, noise, t, y).isfinite()
 
 
+def test_one_time_without_axes_is_enough_for_one_sample(loss, batch):
+    model = OneTime()
+    align = SelfAlignment(model, loss)
+    x0, noise, t, y = (part[:1] for part in batch)
+    model(align.path.add_noise(x0, noise, t), t[0], y)
+    assert align(x0, noise, t, y).isfinite()
+
+
 class Interval(DiT):
     """MeanFlow's model is told two times."""
 
