@@ -16,15 +16,25 @@ _CHANCE = 1e-3
 
 
 class Told(NamedTuple):
-    """What a model was told in one batch.
+    """What a model was told of some samples.
 
     Attributes:
-        times: the path's [B].
-        columns: numbers per sample [B, columns], by the argument's name.
+        times: the path's [samples].
+        columns: numbers of each sample [samples, columns].
     """
 
     times: torch.Tensor
-    columns: dict[str, torch.Tensor]
+    columns: torch.Tensor
+
+    def after(self, before: Told | None) -> Told:
+        """With what it was told before, where that had as many columns."""
+        if before is None or before.columns.shape[1] != self.columns.shape[1]:
+            return self
+        return Told(*(torch.cat(pair) for pair in zip(before, self, strict=True)))
+
+    def is_over(self) -> bool:
+        """Whether enough was seen."""
+        return len(self.times.unique()) >= _SAMPLES or len(self.times) >= _MOST
 
 
 class FirstTimes:
@@ -34,41 +44,47 @@ class FirstTimes:
     few samples may be in that order by chance: then more of them are waited for.
 
     Attributes:
-        full: whether enough was seen.
+        full: whether nothing is waited for.
     """
 
     def __init__(self) -> None:
-        self.batches: list[Told] = []
+        self.told: dict[str, Told] = {}
         self.full = False
 
-    def add(self, t: torch.Tensor, told: Mapping[str, torch.Tensor]) -> str | None:
+    def add(self, t: torch.Tensor, arguments: Mapping[str, torch.Tensor]) -> str | None:
         """Look at one more batch, of times [B]: the name of what is a function of the time."""
-        columns = {name: _columns(value, len(t)) for name, value in told.items()}
-        known = {name: found for name, found in columns.items() if found is not None}
-        self.batches.append(Told(t.detach().double().cpu(), known))
-        times = torch.cat([batch.times for batch in self.batches])
-        self.full = len(times.unique()) >= _SAMPLES or len(times) >= _MOST
-        return next((name for name in known if self._follows(name)), None)
+        times = t.detach().double().cpu()
+        waiting = {}
+        for name, value in arguments.items():
+            columns = _columns(value, len(t))
+            if columns is None:
+                continue
+            told = Told(times, columns).after(self.told.get(name))
+            ordered = ordered_columns(*told)
+            if is_no_chance(ordered, told.columns.shape[1]):
+                return name
+            if ordered.shape[1] and not told.is_over():
+                waiting[name] = told
+        self.told = waiting
+        self.full = not waiting
+        return None
 
-    def _follows(self, name: str) -> bool:
-        width = self.batches[-1].columns[name].shape[1]
-        having = [batch for batch in self.batches if name in batch.columns]
-        alike = [batch for batch in having if batch.columns[name].shape[1] == width]
-        times = torch.cat([batch.times for batch in alike])
-        return in_order(times, torch.cat([batch.columns[name] for batch in alike]))
 
-
-def in_order(times: torch.Tensor, columns: torch.Tensor) -> bool:
-    """Whether a column of numbers [samples, columns] is in the times' order, not by chance."""
+def ordered_columns(times: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Those columns of numbers [samples, columns] that rise or fall with the times throughout."""
     times, order = times.sort()
     columns = columns[order]
     rises = columns.diff(dim=0)
     same = times.diff() == 0
     functions = (rises[same] == 0).all(0)
     ordered = (rises >= 0).all(0) | (rises <= 0).all(0)
-    candidates = columns[:, functions & ordered]
     first = torch.cat([torch.ones(1, dtype=torch.bool), ~same])
-    return any(_chance(column[first]) * columns.shape[1] < _CHANCE for column in candidates.T)
+    return columns[first][:, functions & ordered]
+
+
+def is_no_chance(ordered: torch.Tensor, of: int) -> bool:
+    """Whether one of these columns would seldom be in the times' order, of so many columns."""
+    return any(_chance(column) * of < _CHANCE for column in ordered.T)
 
 
 def _chance(column: torch.Tensor) -> float:
