@@ -142,7 +142,7 @@ terms, shapes = [], []
 # after each block
 JAX_NOTE = "\nterms.append(globals().get('term')); shapes.append(student_tokens.shape)"
 JAX_PAGE_CHECK = """
-assert len(terms) == 15 and len({float(term) for term in terms[1:8]}) == 7, terms
+assert len(terms) == 16 and len({float(term) for term in terms[:9]}) == 8, terms
 assert set(shapes) == {(8, 5, 16)} and 0 < value < 1 and len(ranks[0.5]) == 6
 """
 KERAS_WARNS = "warnings.filterwarnings('ignore', '__array__ implementation')"

@@ -19,6 +19,7 @@ head's parameters) is in a dict, by the objective's name.
 
 from .alignment import align
 from .blocks import split_blocks
+from .checking import check
 from .equinox_models import tap_equinox
 from .heads import init_projector
 from .linen_models import tap_linen
@@ -34,6 +35,7 @@ __all__ = [
     "Tapped",
     "Teacher",
     "align",
+    "check",
     "init_projector",
     "init_teacher",
     "metrics",
