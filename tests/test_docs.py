@@ -109,7 +109,7 @@ params = model.init(jax.random.key(0), x0, t, y)["params"]
 loader = [make_batch(seed=seed)[::3] for seed in range(3)]
 """
 JAX_PAGE = """
-import pathlib, tempfile, warnings
+import functools, pathlib, tempfile, warnings
 warnings.filterwarnings("ignore", "Using 'Module.sow")  # by the test's own model
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
@@ -142,7 +142,7 @@ terms, shapes = [], []
 # after each block
 JAX_NOTE = "\nterms.append(globals().get('term')); shapes.append(student_tokens.shape)"
 JAX_PAGE_CHECK = """
-assert len(terms) == 16 and len({float(term) for term in terms[:9]}) == 8, terms
+assert len(terms) == 19 and len({float(term) for term in terms[:9]}) == 8, terms
 assert set(shapes) == {(8, 5, 16)} and 0 < value < 1 and len(ranks[0.5]) == 6
 """
 KERAS_WARNS = "warnings.filterwarnings('ignore', '__array__ implementation')"

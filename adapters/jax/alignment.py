@@ -13,7 +13,7 @@ from .by_name import ByName, Loss, entries, is_list, teacher_of, with_target, wi
 from .keys import AxisName
 from .targets import teacher_tokens
 from .teacher import Teacher
-from .terms import term
+from .terms import metrics, term
 
 
 def align(
@@ -32,8 +32,9 @@ def align(
     axis_name: AxisName = (),
     loss_mask: Mask = None,
     target_tokens: ByName = None,
+    log_metrics: bool = False,
     **conditions: Any,
-) -> jax.Array:
+) -> Any:
     """The weighted term, for your loss function: `teacher_tokens` and `term` in one call.
 
     Args:
@@ -44,9 +45,10 @@ def align(
         loss_mask: booleans or weights over samples [B] or tokens [B, N].
         target_tokens: for a list of objectives, the targets of those without an EMA teacher, by
             name; see `term`.
+        log_metrics: return what `metrics` gives as well, as `has_aux` of jax.grad takes it.
 
     Returns:
-        A float32 scalar.
+        A float32 scalar; with `log_metrics` a pair, the scalar and a dict of scalars.
 
     Raises:
         ValueError, TypeError: as in these two; a target for an objective whose teacher gives it.
@@ -84,7 +86,9 @@ def align(
     inputs = (x0, noise, t, *condition)
     found = teacher_tokens(*sides, *inputs, key=key, u=u, axis_name=axis_name, **conditions)
     targets = found | given if is_list(loss) else found
-    return term(loss, projector, student_tokens, targets, step=teacher.step, mask=loss_mask)
+    compared = (loss, projector, student_tokens, targets)
+    value = term(*compared, step=teacher.step, mask=loss_mask)
+    return (value, metrics(*compared)) if log_metrics else value
 
 
 def _given_targets(loss: Loss, target_tokens: ByName) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def update_teacher(
 
     Raises:
         ValueError: parameters whose structure or shapes differ; the message names the first path.
-            No objective with an EMA teacher.
+            An average in half precision. No objective with an EMA teacher.
         TypeError: `teacher` is no `Teacher`; `stepped` is no boolean.
 
     Example:
@@ -217,4 +217,11 @@ def _both_sides(teacher: Teacher, params: Tree) -> tuple[Averages, Averages]:
         if is_placeholder(average[path], student[path]):
             del average[path], student[path]
     check_same(average, student)
+    half = [path for path, leaf in average.items() if jnp.finfo(leaf.dtype).bits < 32]
+    if half:
+        raise invalid(
+            "The average must be float32: in half precision an EMA of decay 0.9999 never moves",
+            f"{average[half[0]].dtype} at {half[0]!r}",
+            "Start it from init_teacher(params), or keep your own in float32.",
+        )
     return average, student

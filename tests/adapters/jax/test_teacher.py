@@ -1,6 +1,7 @@
 """The EMA teacher over whatever pytree a library has for a model: form, numbers, donation."""
 
 import functools
+import re
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -13,7 +14,8 @@ import optax
 import oracle
 import pytest
 from flax import nnx
-from jax_models import EquinoxModel, LinenModel, NnxModel, make_batch, make_params, moved
+from jax_loop import apply_at
+from jax_models import WIDTH, EquinoxModel, LinenModel, NnxModel, make_batch, make_params, moved
 
 import selfalign
 from selfalign import schedules
@@ -307,3 +309,46 @@ def test_tied_weights_of_nnx_stay_tied(loss):
     for average in (teacher.average, updated.average, sra.teacher_params(updated, model)):
         assert average.layers[1] is average.embed
         assert average.embed is not model.embed
+
+
+# An average of the user's, and where it lies
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_an_average_in_half_precision_is_refused(loss, dtype):
+    params = {"w": jnp.ones(3, dtype)}
+    teacher = sra.Teacher(params, 0)
+    text = f"EMA of decay 0.9999 never moves. Received: {dtype} at 'w'. Start it from init_teacher"
+    for call in (sra.teacher_params, functools.partial(sra.update_teacher, loss)):
+        with pytest.raises(ValueError, match=re.escape(text)):
+            call(teacher, params)
+
+
+def test_an_average_of_the_users_teaches_with_metrics_in_one_call(loss, params, batch):
+    average = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    teacher = sra.Teacher(average, 7)
+    projector = sra.init_projector(jax.random.key(0), WIDTH)
+    options = {"u": jnp.zeros(4)}
+    tokens = apply_at(1)(params, *batch[::2], batch[3])
+    sides = teacher, params, projector, tokens
+    value, logged = sra.align(loss, apply_at(2), *sides, *batch, **options, log_metrics=True)
+    target = sra.teacher_tokens(loss, apply_at(2), teacher, params, *batch, **options)
+    assert value == sra.term(loss, projector, tokens, target, step=7)
+    assert logged == sra.metrics(loss, projector, tokens, target)
+
+
+def test_the_average_may_lie_in_the_hosts_memory(loss):
+    on_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    on_host = on_device.with_memory_kind("pinned_host")
+    start, params = sra.init_teacher({"w": jnp.zeros(3)}), {"w": jnp.ones(3)}
+    expected = sra.update_teacher(loss, start, params)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(teacher):
+        average = jax.device_put(teacher.average, on_device)
+        teacher = sra.update_teacher(loss, teacher._replace(average=average), params)
+        return teacher._replace(average=jax.device_put(teacher.average, on_host))
+
+    found = update(start._replace(average=jax.device_put(start.average, on_host)))
+    assert found.average["w"].sharding.memory_kind == "pinned_host"
+    np.testing.assert_allclose(found.average["w"], expected.average["w"], rtol=1e-6)
