@@ -66,6 +66,9 @@ class SelfAligned(Fitting):
         seed: of times, noise, gaps, dropped labels and the heads' first values.
         checks: "off" does without the look for conditions that the backbone drops inside.
 
+    Attributes:
+        factor: a variable that multiplies all terms, 1 unless a callback assigns another number.
+
     Raises:
         ValueError: a Keras backend that cannot train, layers that the backbone does not have, a
             backbone that is not built, no width, variables in half precision.
@@ -146,6 +149,7 @@ class SelfAligned(Fitting):
         self._step = Step(self.noise_path, drawing, held_out, self._forwards, source, self._options)
         self._terms = Terms(objectives, listed=isinstance(loss, (list, tuple)))
         self._counter = StepCounter(self)
+        self.factor = self.add_weight(name="factor", shape=(), initializer="ones", trainable=False)
         self._heads = add_heads(self, objectives, self._forwards, self.draws)
         logged = ("denoising", *self._terms.logged())
         self.logged = {name: keras.metrics.Mean(name) for name in logged}
@@ -211,6 +215,7 @@ class SelfAligned(Fitting):
             batch.mask,
             weights,
             step,
+            self.factor.value,
         )
         metrics["denoising"] = denoising
         for name, metric in self.logged.items():

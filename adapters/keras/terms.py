@@ -58,6 +58,7 @@ class Terms:
         mask: Mask,
         weights: Tensor | None,
         step: Step,
+        factor: Scalar,
     ) -> Aligned:
         """The terms' sum and the metrics.
 
@@ -68,8 +69,10 @@ class Terms:
             mask: over samples [B] or tokens [B, N], or None.
             weights: of samples [B], or None.
             step: optimizer steps done.
+            factor: of all terms.
         """
-        mask, factor = weighed(mask, weights)
+        mask, norm = weighed(mask, weights)
+        factor = factor if norm is None else factor * norm
         total: Scalar = None
         metrics: Metrics = {}
         for name, objective in self.objectives.items():
@@ -77,8 +80,7 @@ class Terms:
             distance, measured = objective.evaluate(
                 head, tokens[name], targets.get(name), mask, logged=True
             )
-            term = objective.weigh(distance, step)
-            term = term if factor is None else term * factor
+            term = factor * objective.weigh(distance, step)
             total = term if total is None else total + term
             measured = {"alignment": term, **measured}
             metrics |= {self._label(name, metric): value for metric, value in measured.items()}

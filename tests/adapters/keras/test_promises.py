@@ -109,3 +109,24 @@ def test_before_the_first_step_the_teacher_is_the_backbone(data):
         average = model.ema_backbone()
         for mine, theirs in zip(weights(average), weights(model.backbone), strict=True):
             np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_callback_may_scale_the_terms(loss, data):
+    model = compiled(functional(depth=4), loss)
+    whole = model.test_on_batch(*data, return_dict=True)
+    model.factor.assign(0.25)
+    part = model.test_on_batch(*data, return_dict=True)
+    np.testing.assert_allclose(part["alignment"], 0.25 * whole["alignment"], rtol=1e-6)
+    assert part["denoising"] == whole["denoising"]
+
+
+def test_metrics_say_which_side_is_not_finite(loss, data):
+    model = compiled(functional(depth=4), loss)
+    for side in ("student", "teacher"):
+        name = f"{side}_finite"
+        model.logged[name] = keras.metrics.Mean(name)
+    model.train_on_batch(*data)
+    kernel = model.average.get_layer("block_4").input[1]._keras_history.operation.kernel
+    kernel.assign(np.nan * ops.ones_like(kernel))
+    found = model.test_on_batch(*data, return_dict=True)
+    assert (found["student_finite"], found["teacher_finite"]) == (1.0, 0.0)
