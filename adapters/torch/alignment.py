@@ -16,7 +16,7 @@ from .attached import Attached
 from .blocks import Paths, find_taps, mixing_blocks
 from .finding import Finder
 from .heads import by_name as heads_by_name
-from .options import check_options, check_values, make_teacher, refuse_unknown
+from .options import check_model, check_options, check_values, make_teacher, refuse_unknown
 from .parts import Tensors, make_parts
 from .sharding import unwrap
 from .student import Recorder
@@ -70,7 +70,8 @@ class SelfAlignment(Attached):
     Raises:
         ValueError: layers, paths or width that do not fit the model, a model already attached or
             already sharded, an EMA with other tensors or in half precision.
-        TypeError: an option that does not exist; Keras runs on another backend than torch.
+        TypeError: no module, an option that does not exist; Keras runs on another backend than
+            torch.
 
     Example:
         >>> import torch, selfalign
@@ -119,6 +120,7 @@ class SelfAlignment(Attached):
         refuse_unknown(unknown)
         compiled = check_options(checks, compile, log_metrics)
         check_values(blocks, width, select, call, seed)
+        check_model(model)
         load_keras("torch")
         self.loss = loss
         self.model = unwrap(model)

@@ -142,7 +142,10 @@ def with_parts(value: Nest, parts: Mapping[Any, Any]) -> Any:
     if isinstance(value, (tuple, list)):
         make = getattr(value, "_make", type(value))  # named tuples have a function for it
         return make(parts.values())
-    new = copy.copy(value)
+    if isinstance(value, dict) and hasattr(type(value), "__getattr__"):
+        new = type(value).__new__(type(value))  # copy() would take entries for its own hooks
+    else:
+        new = copy.copy(value)
     for key, part in parts.items():
         if isinstance(value, dict):
             new[key] = part
@@ -161,12 +164,17 @@ def tensors_in(value: Nest, name: str = "") -> Iterator[tuple[str, torch.Tensor]
 
 
 def samples(value: Nest, part: slice, batch: int) -> Any:
-    """Some samples: these rows of every tensor in the nest that is as long as the batch."""
+    """Some samples: these rows of every tensor in the nest that is as long as the batch.
+
+    And of every list of strings that is, such as prompts.
+    """
     if isinstance(value, torch.Tensor):
         return value[part] if value.ndim and len(value) == batch else value
     if isinstance(value, Mapping):
         return {key: samples(inner, part, batch) for key, inner in value.items()}
     if type(value) in (list, tuple):
+        if len(value) == batch and all(isinstance(entry, str) for entry in value):
+            return value[part]
         return type(value)(samples(inner, part, batch) for inner in value)
     return value
 

@@ -24,6 +24,47 @@ from .tokens import Output, features_in
 if TYPE_CHECKING:
     from .term import Term
 
+_INDEPENDENT = "batch_fraction= needs samples that do not depend on each other"
+_WHOLE_BATCH = (
+    "A tensor of the model's call may have the batch's length by chance, or not be sample by "
+    "sample: leave batch_fraction= out."
+)
+REPEATED = "The teacher must be able to repeat the student's forward"
+AS_ARGUMENTS = (
+    "Give the model what changes from call to call as arguments: attributes that are set after "
+    "attaching are the student's alone, and hooks on the model see the teacher's call anew. Or "
+    "pass call=."
+)
+
+
+def check_tensors(x0: Any, noise: Any, t: Any) -> None:
+    """What align() is given first are tensors.
+
+    Raises:
+        TypeError: something else.
+    """
+    for name, value in (("x0", x0), ("noise", noise), ("t", t)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(
+                f"{name} must be a tensor. Received: a {type(value).__name__}, {value!r:.40}. Pass "
+                "the x0, noise and t with which the model was called."
+            )
+
+
+@contextmanager
+def running_again(rule: str, fix: str) -> Iterator[None]:
+    """The student's forward has just run: what breaks its repetition is told as that.
+
+    Raises:
+        ValueError: the model's own error is its cause.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, LookupError, RuntimeError) as error:
+        raise invalid(rule, f"{type(error).__name__}: {error!s:.200}", fix) from error
+
 
 def check_times(term: Term, x0: torch.Tensor, t: torch.Tensor) -> None:
     """The times are the paths': on a GPU in the first step only, since it waits for the device."""
@@ -92,7 +133,9 @@ def first_part(term: Term, batch: Batch, seen: StudentPass) -> tuple[Batch, Stud
     seen_part = seen.first(count, size)
     if not term.fraction_checked:
         whole = _teacher_tokens(term, batch, seen)
-        for tokens, expected in zip(_teacher_tokens(term, part, seen_part), whole, strict=True):
+        with running_again(_INDEPENDENT, _WHOLE_BATCH):
+            first = _teacher_tokens(term, part, seen_part)
+        for tokens, expected in zip(first, whole, strict=True):
             _check_independent(tokens, expected[:count])
         term.fraction_checked = True
     return part, seen_part
@@ -109,11 +152,10 @@ def _check_independent(tokens: torch.Tensor, expected: torch.Tensor) -> None:
     """Refuse a model whose first samples have other tokens amid the whole batch."""
     if tokens.shape != expected.shape or not close(tokens, expected):
         raise invalid(
-            "batch_fraction= needs samples that do not depend on each other",
+            _INDEPENDENT,
             f"tokens {tuple(tokens.shape)} that differ from those of the whole batch, "
             f"{tuple(expected.shape)}",
-            "A tensor of the model's call may have the batch's length by chance, or not be sample "
-            "by sample: leave batch_fraction= out.",
+            _WHOLE_BATCH,
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from selfalign.adapting import EMATeacher as TeacherSource
@@ -58,6 +60,33 @@ def refuse_unknown(given: Mapping[str, Any]) -> None:
         )
 
 
+def check_model(model: Any) -> None:
+    """What can be attached: a module whose parameters have values that can be trained.
+
+    Raises:
+        ValueError: lazy modules that have not run, or inference mode.
+        TypeError: something else than a module.
+    """
+    if not isinstance(model, nn.Module):
+        kind = "the class" if isinstance(model, type) else f"a {type(model).__name__},"
+        raise TypeError(
+            "model must be a torch.nn.Module, the one that is trained. Received: "
+            f"{kind} {model!r:.60}. Pass the module itself."
+        )
+    if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
+        raise invalid(
+            "The model's parameters must have values",
+            f"{type(model).__name__} with lazy modules that have not run",
+            "Call the model once, without gradient, before attaching.",
+        )
+    if torch.is_inference_mode_enabled():
+        raise invalid(
+            "A model must be attached where it can be trained",
+            "torch.inference_mode()",
+            "Attach outside of it.",
+        )
+
+
 def check_values(
     blocks: Any,
     width: int | None,
@@ -98,6 +127,13 @@ def check_options(checks: str, compile: Any, log_metrics: Any) -> Mapping[str, A
     check_choice("checks", checks, CHECKS)
     check_switch("log_metrics", log_metrics)
     if isinstance(compile, Mapping):
+        known = set(inspect.signature(torch.compile).parameters) - {"model"}
+        unknown = [name for name in compile if name not in known]
+        if unknown:
+            raise TypeError(
+                "compile must hold options that torch.compile has. Received: "
+                f"{unknown[0]!r}. It has: {', '.join(sorted(known))}."
+            )
         return dict(compile)
     if not isinstance(compile, bool):
         raise TypeError(

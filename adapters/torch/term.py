@@ -111,6 +111,8 @@ class Term:
         trains: bool,
     ) -> torch.Tensor:
         """The weighted term, see `SelfAlignment.__call__`."""
+        if self.starting:
+            first_steps.check_tensors(x0, noise, t)
         seen = self._take_pass(x0, noise, t, trains)
         targets: Tokens = {}
         if self.asks_caller or target_tokens is not None:
@@ -202,7 +204,8 @@ class Term:
         alike = average.owned and average.dtype is None
         autocast = seen.autocast if alike else self._teachers_precision(seen)
         if not self.law.over:
-            with precision(batch.t.device, autocast):
+            again = first_steps.running_again(first_steps.REPEATED, first_steps.AS_ARGUMENTS)
+            with precision(batch.t.device, autocast), again:
                 self.law(batch, seen, students)
             self.recorder.watches_draws = call.draws_alike or not self.law.over
             if self.law.over:
@@ -254,7 +257,7 @@ class Term:
         output = outputs.get(reader.where)
         if output is None:
             raise first_steps.never_reached(reader.where)
-        shape = getattr(output, "shape", ())
+        shape = output.shape if isinstance(output, torch.Tensor) else ()
         if (*batch.x0.shape[1:], *shape[1:]) in reader.plain:
             return output
         if not reader.knows(output, batch.x0, seen.call):
@@ -267,7 +270,8 @@ class Term:
         trains = torch.is_grad_enabled() and outputs is seen.outputs
         if trains and features and not any(tensor.requires_grad for tensor in features):
             raise no_gradient(where)
-        with precision(batch.t.device, self._teachers_precision(seen)):
+        again = first_steps.running_again(first_steps.REPEATED, first_steps.AS_ARGUMENTS)
+        with precision(batch.t.device, self._teachers_precision(seen)), again:
             self.finder(batch, seen)
 
     def remove(self) -> None:

@@ -1,0 +1,137 @@
+"""What a user can do wrong is told in three sentences, not by an error from below."""
+
+import pytest
+import torch
+from dit_models import DiT, make_batch, seen
+from torch import nn
+
+import selfalign
+from selfalign.adapters.torch import EMATeacher, SelfAlignment
+
+SRA = selfalign.SRALoss(student_layer=2, teacher_layer=4)
+
+
+@pytest.mark.parametrize("model", [lambda x: x, DiT, [nn.Linear(1, 1)]])
+def test_only_a_module_is_attached(model):
+    message = r"model must be a torch.nn.Module, .* Received: .* Pass the module itself\."
+    with pytest.raises(TypeError, match=message):
+        SelfAlignment(model, SRA)
+
+
+def test_lazy_modules_must_have_run():
+    model = nn.Sequential(*(nn.LazyLinear(4) for _ in range(4)))
+    with pytest.raises(ValueError, match=r"parameters must have values\. .* lazy .* Call the mod"):
+        SelfAlignment(model, SRA)
+    with torch.no_grad():
+        model(torch.zeros(1, 2, 4))
+    SelfAlignment(model, SRA)
+
+
+def test_attaching_in_inference_mode_is_refused():
+    with (
+        torch.inference_mode(),
+        pytest.raises(ValueError, match=r"can be trained\. Received: torch.inf.*\. Attach outside"),
+    ):
+        SelfAlignment(DiT(), SRA)
+
+
+def test_options_of_compile_are_torchs():
+    with pytest.raises(TypeError, match=r"Received: 'foo'\. It has: backend, .*, mode, .*options"):
+        SelfAlignment(DiT(), SRA, compile={"foo": 1})
+
+
+@pytest.mark.parametrize("name", ["x0", "noise", "t"])
+@pytest.mark.parametrize("spoil", [lambda value: None, lambda value: value.numpy()])
+def test_samples_noise_and_times_are_tensors(name, spoil):
+    batch = make_batch()
+    model = DiT()
+    align = SelfAlignment(model, SRA)
+    model(*seen(batch))
+    x0, noise, t, _ = batch
+    given = {"x0": x0, "noise": noise, "t": t}
+    given[name] = spoil(given[name])
+    with pytest.raises(TypeError, match=rf"{name} must be a tensor\. Received: a .* Pass the x0"):
+        align(**given)
+
+
+class Attribute(DiT):
+    def forward(self, x, t, y):
+        return super().forward(x, t, self.label)
+
+
+def test_a_condition_among_attributes_is_asked_for_as_an_argument():
+    """The teacher was copied before it was set."""
+    batch = make_batch()
+    model = Attribute()
+    align = SelfAlignment(model, SRA)
+    model.label = batch[3]
+    model(*seen(batch))
+    message = (
+        r"able to repeat the student's forward\. Received: AttributeError: .*label.*\. Give the "
+        r"model what changes from call to call as arguments: .* pass call=\."
+    )
+    with pytest.raises(ValueError, match=message) as error:
+        align(*batch)
+    assert isinstance(error.value.__cause__, AttributeError)
+
+
+class Attributes(dict):
+    __getattr__ = dict.__getitem__
+
+
+class Default(dict):
+    __getattr__ = dict.get
+
+
+@pytest.mark.parametrize("kind", [Attributes, Default])
+def test_blocks_may_return_dicts_whose_entries_are_attributes(kind):
+    class Block(nn.Linear):
+        def forward(self, tokens):
+            return kind(hidden=tokens + super().forward(tokens))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Block(4, 4) for _ in range(4))
+
+        def forward(self, x, t):
+            x = x + t[:, None, None]
+            for block in self.blocks:
+                x = block(x)["hidden"]
+            return x
+
+    model = Model()
+    align = SelfAlignment(model, SRA)
+    x0, noise, t = torch.randn(3, 5, 4), torch.randn(3, 5, 4), torch.rand(3)
+    model(align.path.add_noise(x0, noise, t), t)
+    align(x0, noise, t).backward()
+    assert model.blocks[0].weight.grad is not None
+
+
+class Prompts(DiT):
+    def forward(self, x, t, y, beside):
+        if isinstance(beside, list):
+            y = y + torch.tensor([len(prompt) for prompt in beside])
+        else:
+            x = x + beside
+        return super().forward(x, t, y)
+
+
+def test_a_fraction_of_a_batch_takes_its_prompts():
+    batch = make_batch()
+    model = Prompts()
+    align = SelfAlignment(model, SRA, teacher=EMATeacher(batch_fraction=0.5))
+    model(*seen(batch), ["", "a", "", "b"])
+    assert align(*batch[:3]).isfinite()
+
+
+def test_a_fraction_is_refused_where_something_is_as_long_as_the_batch():
+    x0, noise, t, y = make_batch()
+    beside = torch.randn(len(t), x0.shape[2])  # a number for each of as many tokens
+    x0, noise = x0[:, :4], noise[:, :4]
+    model = Prompts()
+    align = SelfAlignment(model, SRA, teacher=EMATeacher(batch_fraction=0.5))
+    model(align.path.add_noise(x0, noise, t), t, y, beside)
+    message = r"do not depend on each other\. Received: RuntimeError: .* leave batch_fraction= out"
+    with pytest.raises(ValueError, match=message):
+        align(x0, noise, t)
