@@ -57,10 +57,12 @@ def check_order(student: Layer, teacher: Layer, allow_same_layer: bool = False) 
     teacher = check_layer("teacher_layer", teacher)
     allow_same_layer = check_switch("allow_same_layer", allow_same_layer)
     if student > teacher or (student == teacher and not allow_same_layer):
+        fix = "Swap them." if student > teacher else "Choose a later layer for the teacher."
+        ablation = "For the paper's same-layer ablation pass SRALoss(allow_same_layer=True)."
         raise invalid(
             "student_layer must come before teacher_layer",
             f"student {student}, teacher {teacher}",
-            "Swap them; for the paper's same-layer ablation pass SRALoss(allow_same_layer=True).",
+            f"{fix} {ablation}" if student == teacher else fix,
         )
 
 

@@ -7,6 +7,7 @@ tensor (traced, too). Weight schedules multiply: `0.5 * Warmup(1000) * Stop(250_
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import numbers
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
@@ -289,7 +290,7 @@ def resolve(schedule: Function | float | Settings) -> Function:
     """
     if isinstance(schedule, dict):
         return from_settings("schedule", SCHEDULES, schedule)
-    if callable(schedule):
+    if callable(schedule) and not inspect.isclass(schedule):
         return schedule
     if isinstance(schedule, numbers.Real) and not isinstance(schedule, bool):
         return Constant(schedule)

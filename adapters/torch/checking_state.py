@@ -30,10 +30,11 @@ def mapping(what: str, value: Any) -> Mapping[str, Any]:
 
 
 def check_count(name: str, value: Any) -> None:
-    """Refuse what is no whole number from 0 on."""
-    if type(value) is not int or value < 0:
+    """Refuse what is no whole number from 0 on, or too large for a counter."""
+    if type(value) is not int or not 0 <= value < 2**63:
         received = f"{type(value).__name__} {value!r:.60}"
-        raise invalid(f"The state's {name} must be a whole number from 0 on", received, _ORIGIN)
+        rule = f"The state's {name} must be a whole number from 0 on, below 2**63"
+        raise invalid(rule, received, _ORIGIN)
 
 
 def check_named(

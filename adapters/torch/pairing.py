@@ -69,11 +69,16 @@ class Pairing:
         )
         for name, average, source in zip(own, self.averages, sources, strict=True):
             if average.shape != source.shape:
-                raise invalid(
-                    "The teacher must be sharded as the model is",
-                    f"{name!r} {tuple(average.shape)} here, {tuple(source.shape)} in the model",
-                    "Apply fully_shard to align.teacher in the same way.",
-                )
+                raise self._other_shape(name, average, source)
+
+    def _other_shape(self, name: str, average: torch.Tensor, source: torch.Tensor) -> ValueError:
+        """Only sharding may change a shape after attaching, on both sides."""
+        received = f"{name!r} {tuple(average.shape)} here, {tuple(source.shape)} in the model"
+        if self.sharded:
+            rule = "The teacher must be sharded as the model is"
+            return invalid(rule, received, "Apply fully_shard to align.teacher in the same way.")
+        rule = "The model's parameters must keep the shapes that they had at attaching"
+        return invalid(rule, received, "Change the model first, then build SelfAlignment.")
 
     def is_fresh(self) -> bool:
         """Whether the lists still hold; never for a sharded model, whose parts come and go."""

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from selfalign.adapting import EMATeacher, Given, LaterLayer, Objective
+from selfalign.adapting import EMATeacher, Given, LaterLayer, Objective, invalid
 
-from .blocks import Taps, read_width
+from .blocks import Tapped, Taps, read_width
 from .heads import Projector
 from .tokens import Select, TokenReader
 
@@ -71,6 +71,7 @@ def make_parts(
     for index, (name, objective) in enumerate(objectives.items()):
         tapped = taps.by_name[name]
         block = model.get_submodule(tapped.student)
+        _check_two_modules(model, tapped, objective)
         known = read_width(model, block) if width is None else width
         head = Projector(objective, head_seed(seed, index, name), _like(model, block), known)
         evaluate: Callable[..., Any] = objective.evaluate
@@ -82,6 +83,20 @@ def make_parts(
         kinds = [isinstance(source, kind) for kind in (EMATeacher, LaterLayer, Given)]
         parts.append(Part(name, objective, head, evaluate, student, target, *kinds))
     return parts
+
+
+def _check_two_modules(model: nn.Module, tapped: Tapped, objective: Objective) -> None:
+    """The target is another module than the student's, as for layers."""
+    same = tapped.target is not None and model.get_submodule(tapped.target) is (
+        model.get_submodule(tapped.student)
+    )
+    if same and not getattr(objective, "allow_same_layer", False):
+        raise invalid(
+            "taps= must name two modules, the student's and one that runs after it",
+            f"{tapped.student!r} and {tapped.target!r}, which are one",
+            "Pass a later module as the second; for the paper's same-layer ablation "
+            "SRALoss(allow_same_layer=True).",
+        )
 
 
 def _compiled(evaluate: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:

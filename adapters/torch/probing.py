@@ -267,9 +267,10 @@ def _check_count(probe: Probe, reader: TokenReader, stream: Stream, x0: torch.Te
 
 def not_found(probe: Probe, reader: TokenReader, reason: str) -> ValueError:
     """The error where the sample's tokens cannot be told."""
+    such = example(probe, reader)
+    fix = f", such as select={such}." if such else "; tokens before or after them must be cut off."
     return invalid(
         "The tokens that are aligned must be the sample's",
         f"{reader.where}: {shapes(probe.outputs[reader.where])}; {reason}",
-        "Pass select=, a function from the block's output to the sample's tokens [B, N, D], such "
-        f"as select={example(probe, reader)}.",
+        f"Pass select=, a function from the block's output to the sample's tokens [B, N, D]{fix}",
     )

@@ -42,7 +42,7 @@ class Choice(NamedTuple):
 def example(probe: Probe, reader: TokenReader) -> str:
     """A function that takes the sample's tokens out of a block's output, as it is written.
 
-    The largest tensors come first. Where none has the sample's tokens, it is the largest.
+    The largest tensors come first. Empty where none of them does.
     """
     output = probe.outputs[reader.where]
     choices = list(_choices(output))
@@ -51,7 +51,7 @@ def example(probe: Probe, reader: TokenReader) -> str:
             return f"lambda output: {choice.spelled(output)}{_places(probe, reader, choice)}"
         except Undecided:
             continue
-    return f"lambda output: {choices[0].spelled(output) if choices else 'output'}"
+    return ""
 
 
 def spelled(places: Any) -> str:

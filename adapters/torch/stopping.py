@@ -65,5 +65,7 @@ def never_ran(where: str) -> ValueError:
     return invalid(
         "The teacher's forward must reach its tapped block",
         f"{where} never ran",
-        "Choose a layer that runs for every input.",
+        "Choose a layer that runs for every input, and let the model hold its blocks in "
+        "attributes, lists and dicts: a copy of a weak dictionary, or of a cache of functions, "
+        "holds the student's.",
     )

@@ -107,7 +107,8 @@ class Recorder(Hooks):
         self.looking: list[RemovableHandle] = []
         self.last: list[tuple[nn.Module, RemovableHandle]] = []
         add = self.handles.append
-        add(model.register_forward_pre_hook(self._begin, with_kwargs=True))
+        # first of all: hooks of the user's, which the teacher has as well, may change the call
+        add(model.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True))
         for path in taps:
             hook = functools.partial(self._record, path)
             add(self._hooked(model.get_submodule(path), hook))

@@ -9,7 +9,11 @@ OTHER_MODEL = "For another model pass student_layer and teacher_layer, for insta
 LAYER = "student_layer must be an int (a layer counted from 1) or a float (a fraction of the depth)"
 FRACTION = "student_layer as a fraction of the depth must lie inside (0, 1)"
 ORDER = "student_layer must come before teacher_layer"
-SWAP = "Swap them; for the paper's same-layer ablation pass SRALoss(allow_same_layer=True)."
+SWAP = "Swap them."
+LATER = (
+    "Choose a later layer for the teacher. For the paper's same-layer ablation pass "
+    "SRALoss(allow_same_layer=True)."
+)
 
 
 class Own(Objective):
@@ -94,14 +98,14 @@ CASES = {
         ValueError,
         ORDER,
         "student 3, teacher 3",
-        SWAP,
+        LATER,
     ),
     "same layer once the depth is known": (
         lambda: sra(student_layer=3, teacher_layer=0.25).layers(12),
         ValueError,
         ORDER,
         "student 3, teacher 3",
-        SWAP,
+        LATER,
     ),
     "layer beyond the depth": (
         lambda: sra(student_layer=8, teacher_layer=20).layers(12),
@@ -136,14 +140,14 @@ CASES = {
         ValueError,
         ORDER,
         "student 8, teacher 8",
-        "Swap them",
+        LATER,
     ),
     "one layer of LayerSync once the depth is known": (
         lambda: layersync(student_layer=3, teacher_layer=0.25).layers(12),
         ValueError,
         ORDER,
         "student 3, teacher 3",
-        "Swap them",
+        LATER,
     ),
     "REPA's layer beyond the depth": (
         lambda: repa(student_layer=20).layers(12),

@@ -26,6 +26,13 @@ CASES = {
         "Weights and decays are never negative.",
     ),
     "weight in words": (lambda: sra(weight="0.5"), ValueError, SCHEDULE, "'0.5'", ANY_SCHEDULE),
+    "the class of a schedule": (
+        lambda: sra(weight=schedules.Warmup),
+        ValueError,
+        SCHEDULE,
+        "<class 'selfalign.schedules.Warmup'>",
+        ANY_SCHEDULE,
+    ),
     "weight True": (lambda: sra(weight=True), ValueError, SCHEDULE, "True", ANY_SCHEDULE),
     "no weight": (lambda: sra(weight=None), ValueError, SCHEDULE, "None", ANY_SCHEDULE),
     "product with a word": (

@@ -1,5 +1,7 @@
 """What a user can do wrong is told in three sentences, not by an error from below."""
 
+import weakref
+
 import pytest
 import torch
 from dit_models import DiT, make_batch, seen
@@ -135,3 +137,67 @@ def test_a_fraction_is_refused_where_something_is_as_long_as_the_batch():
     message = r"do not depend on each other\. Received: RuntimeError: .* leave batch_fraction= out"
     with pytest.raises(ValueError, match=message):
         align(x0, noise, t)
+
+
+# Advice that helps where it is followed
+
+
+@pytest.mark.parametrize("taps", [("blocks.1", "blocks.1"), ("blocks.1", "again")])
+def test_taps_are_two_modules(taps):
+    model = DiT()
+    model.again = model.blocks[1]
+    message = r"taps= must name two modules, .* which are one\. Pass a later module as the second"
+    with pytest.raises(ValueError, match=message):
+        SelfAlignment(model, SRA, taps=taps)
+    same = selfalign.SRALoss(student_layer=2, teacher_layer=2, allow_same_layer=True)
+    assert SelfAlignment(model, same, taps=taps).taps == list(taps)
+
+
+def test_a_parameter_of_another_shape_is_no_matter_of_sharding():
+    batch = make_batch()
+    model = DiT()
+    align = SelfAlignment(model, SRA)
+    first = next(m for m in model.modules() if isinstance(m, nn.Embedding))
+    first.weight = nn.Parameter(torch.randn(20, first.embedding_dim))
+    model(*seen(batch))
+    message = r"must keep the shapes .* Change the model first, then build SelfAlignment\."
+    with pytest.raises(ValueError, match=message):
+        align(*batch)
+
+
+class Weak(DiT):
+    """A copy's dictionary holds the student's blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = weakref.WeakValueDictionary(enumerate(self.blocks))
+
+    def forward(self, x, t, y):
+        blocks, self.blocks = self.blocks, nn.ModuleList(self.steps[n] for n in sorted(self.steps))
+        try:
+            return super().forward(x, t, y)
+        finally:
+            self.blocks = blocks
+
+
+def test_blocks_behind_a_weak_dictionary_are_told_of():
+    batch = make_batch()
+    model = Weak()
+    align = SelfAlignment(model, SRA)
+    model(*seen(batch))
+    with pytest.raises(ValueError, match=r"never ran\. .* of a weak dictionary, or of a cache"):
+        align(*batch)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x, t, y: (x, 1000 * t, y), lambda x, t, y: (x - 0.5, t, y)],
+)
+def test_hooks_that_change_the_call_are_the_teachers_as_well(change):
+    """align() is told what the caller passed; each side's hook changes it."""
+    batch = make_batch()
+    model = DiT()
+    model.register_forward_pre_hook(lambda module, args: change(*args))
+    align = SelfAlignment(model, SRA)
+    model(*seen(batch))
+    assert align(*batch).isfinite()
