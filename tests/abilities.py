@@ -208,6 +208,12 @@ ABILITIES: dict[str, list[Ability]] = {
             Yes("test_promises.py::test_validation_repeats_itself_and_changes_nothing"),
         ),
         in_all("metrics of each step", "test_metrics_of_one_objective"),
+        Ability(
+            "a factor that follows a plateau",
+            No("the term is yours: multiply it"),
+            No("the term is yours: multiply it"),
+            Yes("test_promises.py::test_a_callback_may_scale_the_terms", "`model.factor`"),
+        ),
         in_all(
             "weight 0 keeps all gradients defined", "test_weight_0_keeps_every_gradient_defined"
         ),
@@ -278,7 +284,9 @@ ABILITIES: dict[str, list[Ability]] = {
             "`selfalign check`",
             Yes("../../cli/test_check.py::test_check_of_a_dit"),
             No("`sra.check`, in your own code"),
-            Yes("../../cli/test_check.py::test_check_of_keras_models"),
+            Yes(
+                "../../cli/test_check.py::test_check_of_keras_models", "its layers, without a step"
+            ),
         ),
         Ability(
             "features for the diagnostics",

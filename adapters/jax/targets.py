@@ -10,6 +10,7 @@ import jax
 from selfalign.adapting import Draws, Tensor, Times, Tree, named_objectives, paths
 
 from .by_name import ByName, Loss, entries, is_list, teacher_of, with_teacher
+from .evaluation import in_evaluation
 from .keys import AxisName, gap_draws
 from .teacher import Teacher, check_teacher, teacher_params
 from .trees import floating, replaced
@@ -38,8 +39,9 @@ def teacher_tokens(
     Args:
         loss: the objective, which has the path and the gap; or a list of objectives.
         apply: (params, x, t, *condition) -> the tokens [B, N, D] after the teacher's layer, in
-            evaluation mode. For a list of objectives: a dict of tokens, with an entry for each
-            objective that has an EMA teacher.
+            evaluation mode; a whole module of NNX or Equinox is handed to it in that mode. For a
+            list of objectives: a dict of tokens, with an entry for each objective that has an EMA
+            teacher.
         teacher: the EMA.
         params: the student's parameters, for their dtypes.
         x0: clean samples [B, ...], the ones the student saw noised.
@@ -78,7 +80,7 @@ def teacher_tokens(
     gap = (source.largest_gap, random_gap)
     x_teacher, t_teacher = path.add_less_noise(x0, noise, t, u, *gap)
     # frozen leaves are the student's: no derivative is traced through them
-    average = teacher_params(teacher, _without_gradients(params))
+    average = in_evaluation(teacher_params(teacher, _without_gradients(params)))
     tokens = apply(average, x_teacher, t_teacher, *condition, **conditions)
     if not is_list(loss):
         return _without_gradient(tokens)

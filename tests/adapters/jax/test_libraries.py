@@ -247,3 +247,51 @@ def test_a_scanned_teacher_runs_its_first_blocks_alone(loss):
         for apply in (short, whole)
     ]
     np.testing.assert_allclose(*tokens, rtol=1e-6)
+
+
+# The mode of whole modules
+
+
+class NnxDropout(nnx.Module):
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(4, WIDTH, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x, t):
+        return self.dropout(self.layer(x)) + t[:, None, None]
+
+
+class EquinoxDropout(eqx.Module):
+    layer: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+
+    def __call__(self, x, t):
+        tokens = jax.vmap(jax.vmap(self.layer))(x)
+        return self.dropout(tokens, key=jax.random.key(0)) + t[:, None, None]
+
+
+def nnx_dropout():
+    return NnxDropout(nnx.Rngs(0)), lambda model: nnx.view(model, deterministic=True)
+
+
+def equinox_dropout():
+    layer = eqx.nn.Linear(4, WIDTH, key=jax.random.key(0))
+    return EquinoxDropout(layer, eqx.nn.Dropout(0.5)), eqx.nn.inference_mode
+
+
+@pytest.mark.parametrize("make", [nnx_dropout, equinox_dropout])
+def test_a_whole_module_teaches_in_evaluation_mode(make, loss):
+    """With an `apply` of the user's that says nothing of modes; the student keeps its own."""
+    x0, noise, t, _ = make_batch()
+    model, evaluated = make()
+
+    def apply(model, x, t):
+        return model(x, t)
+
+    noisy = loss.path.add_noise(x0, noise, t)
+    before = model(noisy, t)
+    sides = sra.init_teacher(model), model
+    tokens = sra.teacher_tokens(loss, apply, *sides, x0, noise, t, u=jnp.zeros(len(t)))
+    np.testing.assert_allclose(tokens, evaluated(model)(noisy, t), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(tokens, before, atol=1e-3)
+    assert not np.allclose(model(noisy, t), tokens, atol=1e-3)
