@@ -117,7 +117,7 @@ ABILITIES: dict[str, list[Ability]] = {
                 "test_average.py::test_lora_student_of_peft_has_its_base_in_common_with_the_teacher"
             ),
             Yes("test_teacher.py::test_frozen_leaves_are_the_students_own", "`trained=`"),
-            Yes("test_step.py::test_adapters_of_low_rank_are_averaged_and_frozen_kernels_are_not"),
+            No("each Keras layer holds variables of its own; frozen ones are not averaged"),
         ),
     ],
     "The teacher": [
