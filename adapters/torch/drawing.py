@@ -22,8 +22,9 @@ _OTHER_DRAWS = (
     'the route. If what is drawn is noise on features only, pass checks="off".'
 )
 _DROPPED_LATER = (
-    "Drop a condition before calling the model, and pass what was kept as an argument. If whole "
-    'blocks are left out at random, pass checks="off".'
+    "Drop a condition before calling the model, and pass what was kept as an argument. If tokens "
+    "are masked, or whole blocks left out, at random after the student's block, the teacher sees "
+    'all of them: pass checks="off".'
 )
 
 

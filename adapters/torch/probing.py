@@ -268,7 +268,7 @@ def _check_count(probe: Probe, reader: TokenReader, stream: Stream, x0: torch.Te
 def not_found(probe: Probe, reader: TokenReader, reason: str) -> ValueError:
     """The error where the sample's tokens cannot be told."""
     such = example(probe, reader)
-    fix = f", such as select={such}." if such else "; tokens before or after them must be cut off."
+    fix = f", such as select={such}." if such else ": reshape them there, and cut other tokens off."
     return invalid(
         "The tokens that are aligned must be the sample's",
         f"{reader.where}: {shapes(probe.outputs[reader.where])}; {reason}",

@@ -692,7 +692,7 @@ def test_tokens_without_a_batch_are_refused():
     align = SelfAlignment(model, SRA)
     message = (
         r"Received: blocks.1: shape \(15, 16\); no part of it is \[B, N, D\]. Pass select=, .* "
-        r"such as select=lambda output: output\[None\]."
+        r"\[B, N, D\]: reshape them there, and cut other tokens off\."
     )
     with pytest.raises(ValueError, match=message):
         run(model, align, SIZES)

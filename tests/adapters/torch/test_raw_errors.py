@@ -201,3 +201,40 @@ def test_hooks_that_change_the_call_are_the_teachers_as_well(change):
     align = SelfAlignment(model, SRA)
     model(*seen(batch))
     assert align(*batch).isfinite()
+
+
+def test_tokens_that_are_masked_behind_the_student_are_told_of():
+    """So few that some samples keep all of theirs; the teacher sees all in any case."""
+
+    class Block(nn.Linear):
+        masks = False
+
+        def forward(self, tokens):
+            kept = torch.rand(*tokens.shape[:2], 1) > 0.05 * (self.masks and self.training)
+            return tokens + super().forward(tokens * kept)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Linear(4, 8)
+            self.blocks = nn.ModuleList(Block(8, 8) for _ in range(4))
+            self.blocks[2].masks = True
+
+        def forward(self, x, t):
+            tokens = self.embed(x) + t[:, None, None]
+            for block in self.blocks:
+                tokens = block(tokens)
+            return tokens
+
+    torch.manual_seed(0)
+    batch = torch.randn(4, 5, 4), torch.randn(4, 5, 4), torch.rand(4)
+    for checks in ("on", "off"):
+        model = Model()
+        align = SelfAlignment(model, SRA, checks=checks)
+        model(align.path.add_noise(*batch), batch[2])
+        if checks == "off":
+            assert align(*batch).isfinite()
+            break
+        message = r'some of the samples only\. .* If tokens are masked, .* pass checks="off"\.'
+        with pytest.raises(ValueError, match=message):
+            align(*batch)
