@@ -261,6 +261,8 @@ class Drawing(DiT):
                 c = c * self.kept(1)
             if self.training and self.way == "routed later" and number == 2:
                 x = x[:, torch.rand(5).argsort()]
+            if self.training and self.way == "masked later" and number == 2:
+                x = torch.where(self.kept(size, 5)[..., None], self.null, x)
             if self.training and self.way == "fewer later" and number == 2:
                 x = x[:, torch.rand(5).argsort()[:3]]
             x = block(x, c)
@@ -288,7 +290,7 @@ def train(align, batch, steps=3):
     return align.step
 
 
-@pytest.mark.parametrize("way", [*REPEATED, "routed later", "fewer later"])
+@pytest.mark.parametrize("way", [*REPEATED, "routed later", "fewer later", "masked later"])
 def test_what_can_be_repeated_is(loss, batch, way):
     assert train(SelfAlignment(Drawing(way), loss), repeated(batch)) == 3
 
