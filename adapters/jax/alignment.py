@@ -38,8 +38,8 @@ def align(
     """The weighted term, for your loss function: `teacher_tokens` and `term` in one call.
 
     Args:
-        loss, apply, teacher, params, x0, noise, t, condition, conditions, key, u, axis_name:
-            see `teacher_tokens`.
+        loss, apply, teacher, params, x0, noise, t, condition, conditions: see `teacher_tokens`.
+        key, u, axis_name: see `teacher_tokens`.
         projector, student_tokens: see `term`. Differentiate with respect to the projector as well
             as the model.
         loss_mask: booleans or weights over samples [B] or tokens [B, N].
