@@ -8,7 +8,7 @@ INSTALL = $(BIN)/python -m pip $(PIP)
 ONCE := --ignore tests/test_examples.py --ignore tests/test_packaging.py --ignore tests/test_docs.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo study test test-heavy quick test-numpy test-torch test-jax test-tensorflow lint format models figures docs docs-check bench gpu gpu-packages wheel smoke clean
+.PHONY: demo study test test-heavy quick test-numpy test-torch test-jax test-tensorflow test-lowest lint format models figures docs docs-check bench gpu gpu-packages wheel smoke clean
 
 demo: .venv/examples  ## Train a small SiT on the digits with and without SRA; ends with a table and a picture
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -39,6 +39,10 @@ test-heavy: .venv/dev  ## What takes long and looks at what seldom changes: a fe
 test-tensorflow: .venv/tensorflow/done  ## The Keras adapter on the TensorFlow backend, in an environment of its own: five minutes, outside the gate
 	KERAS_BACKEND=tensorflow TF_CPP_MIN_LOG_LEVEL=3 OMP_NUM_THREADS=1 .venv/tensorflow/bin/python -m pytest -q -n 2 \
 	  tests/adapters/keras --ignore tests/adapters/keras/test_hub.py
+
+# Warnings are no errors there: newer packages below them warn about old ones.
+test-lowest: .venv/lowest/done  ## `make test` on the lowest versions that pyproject.toml admits, in an environment of its own: outside the gate
+	$(MAKE) test PYTEST="OMP_NUM_THREADS=1 .venv/lowest/bin/python -m pytest -q -n 2 -W default"
 
 lint: .venv/dev  ## Style, format, types
 	$(BIN)/ruff check .
@@ -110,6 +114,18 @@ clean:
 	$(PYTHON) -m venv .venv/tensorflow
 	.venv/tensorflow/bin/python -m pip $(PIP) tensorflow-cpu keras scipy pytest pytest-xdist hypothesis
 	.venv/tensorflow/bin/python -m pip $(PIP) --no-deps --editable .
+	@touch $@
+
+LOWEST = .venv/lowest/bin/uv pip install --quiet --python .venv/lowest/bin/python
+EXTRAS := torch jax keras diagnostics examples examples-torch examples-jax
+.venv/lowest/done: .venv/bin/python pyproject.toml
+	@echo "Installing the lowest versions into .venv/lowest (PyTorch with CUDA: 6 GB, once) ..."
+	$(PYTHON) -m venv --clear .venv/lowest
+	.venv/lowest/bin/python -m pip install --quiet uv
+	$(LOWEST) --resolution lowest-direct --requirement pyproject.toml $(addprefix --extra ,$(EXTRAS))
+	$(LOWEST) pytest pytest-xdist hypothesis build setuptools ema-pytorch peft regex tokenizers kagglehub
+	$(LOWEST) --no-deps keras-hub --editable .
+	$(LOWEST) --no-deps --target .venv/lowest/apart timm
 	@touch $@
 
 .venv/public: .venv/bin/python tests/public_models/requirements.txt
