@@ -42,7 +42,7 @@ test-tensorflow: .venv/tensorflow/done  ## The Keras adapter on the TensorFlow b
 
 # Warnings are no errors there: newer packages below them warn about old ones.
 test-lowest: .venv/lowest/done  ## `make test` on the lowest versions that pyproject.toml admits, in an environment of its own: outside the gate
-	$(MAKE) test PYTEST="OMP_NUM_THREADS=1 .venv/lowest/bin/python -m pytest -q -n 2 -W default"
+	$(MAKE) test PYTEST="PYTHONWARNINGS=default OMP_NUM_THREADS=1 .venv/lowest/bin/python -m pytest -q -n 2 -W default"
 
 lint: .venv/dev  ## Style, format, types
 	$(BIN)/ruff check .

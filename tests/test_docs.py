@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WARNINGS = os.environ.get("PYTHONWARNINGS", "error")  # make test-lowest: no errors
 COLUMNS = 88  # what a page shows without scrolling
 
 
@@ -275,7 +276,7 @@ def test_every_block_is_run():
 @pytest.mark.parametrize("name", NAMES)
 def test_blocks_run(name, tmp_path, monkeypatch):
     run = RUNS[name]
-    strict = "import os, warnings\nwarnings.simplefilter('error')"
+    strict = f"import os, warnings\nwarnings.simplefilter({WARNINGS!r})"
     text = "\n".join([strict, run.given, *run.code, run.check])
     if run.here:
         monkeypatch.chdir(tmp_path)

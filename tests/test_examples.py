@@ -41,6 +41,7 @@ TRAINING = {
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")  # and how many
 
 # warnings of others
+WARNINGS = os.environ.get("PYTHONWARNINGS", "error")  # make test-lowest: no errors
 KERAS_WARNINGS = ["__array__ implementation"]  # Keras's, under NumPy 2.4
 LIGHTNING_WARNINGS = [
     "`isinstance(treespec, LeafSpec)` is deprecated",
@@ -71,7 +72,7 @@ def backend_of_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def children_in_cpu_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What torchrun starts knows nothing of -W; and there may be fewer GPUs than processes."""
-    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    monkeypatch.setenv("PYTHONWARNINGS", WARNINGS)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
@@ -79,7 +80,7 @@ def children_in_cpu_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 def command(*arguments: object) -> list[str]:
     """Of Python; warnings are errors, but those of others."""
     ignored = KERAS_WARNINGS + LIGHTNING_WARNINGS
-    filters = ["error", *(f"ignore:{warning}" for warning in ignored)]
+    filters = [WARNINGS, *(f"ignore:{warning}" for warning in ignored)]
     options = [option for each in filters for option in ("-W", each)]
     return [sys.executable, *options, *map(str, arguments)]
 

@@ -229,10 +229,7 @@ def no_gradient(where: str) -> ValueError:
 
 def _autocast_of(module: nn.Module) -> Autocast:
     """Whether autocast is on where the module's weights are, and its dtype."""
-    device = "cpu"
-    for parameter in module.parameters():
-        device = parameter.device.type
-        break  # not next(): torch.compile traces that from PyTorch 2.9 on only
+    device = next((p.device.type for p in module.parameters()), "cpu")
     if device == "meta":
         return False, torch.float32
     return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
