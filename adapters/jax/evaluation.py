@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import jax
+
 from selfalign.adapting import Tree
 
 from .trees import is_nnx_module
@@ -16,6 +18,17 @@ def in_evaluation(params: Tree) -> Tree:
         params.eval(train=False, training=False)
         return params
     equinox: Any = sys.modules.get("equinox")
-    if equinox is not None and isinstance(params, equinox.Module):
+    if equinox is not None and isinstance(params, equinox.Module) and _tells_mode(params):
         return equinox.nn.inference_mode(params)
     return params
+
+
+def _tells_mode(module: Any) -> bool:
+    """Whether it has modes; the arrays of a module that was partitioned are without them."""
+
+    def has_mode(node: object) -> bool:
+        return hasattr(node, "inference")
+
+    nodes = filter(has_mode, jax.tree.leaves(module, is_leaf=has_mode))
+    modes = [node.inference for node in nodes]
+    return bool(modes) and all(isinstance(mode, bool) for mode in modes)

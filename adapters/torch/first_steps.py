@@ -44,7 +44,8 @@ def check_tensors(x0: Any, noise: Any, t: Any) -> None:
         TypeError: something else.
     """
     for name, value in (("x0", x0), ("noise", noise), ("t", t)):
-        if not isinstance(value, torch.Tensor):
+        is_number = name == "t" and isinstance(value, (int, float))  # told of its shape
+        if not isinstance(value, torch.Tensor) and not is_number:
             raise TypeError(
                 f"{name} must be a tensor. Received: a {type(value).__name__}, {value!r:.40}. Pass "
                 "the x0, noise and t with which the model was called."

@@ -53,7 +53,7 @@ def test_layersync_trains_without_a_second_backbone(backbone, layersync, data):
     model = compiled(backbone, dataclasses.replace(layersync, weight=5.0))
     history = fitted(model, data, epochs=6)
     assert history["alignment"][-1] < 0.8 * history["alignment"][0]
-    assert len(model.weights) == len(backbone.weights) + 3  # the counters
+    assert len(model.weights) == len(backbone.weights) + 4  # the counters, and the factor
     assert model.projector == {}
     with pytest.raises(ValueError, match=r"EMA teacher.*Received: layersync\. Sample with backbon"):
         model.ema_backbone()

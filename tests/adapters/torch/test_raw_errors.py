@@ -203,7 +203,7 @@ def test_hooks_that_change_the_call_are_the_teachers_as_well(change):
     assert align(*batch).isfinite()
 
 
-def test_tokens_that_are_masked_behind_the_student_are_told_of():
+def test_tokens_may_be_masked_inside_a_block_behind_the_student():
     """So few that some samples keep all of theirs; the teacher sees all in any case."""
 
     class Block(nn.Linear):
@@ -228,13 +228,7 @@ def test_tokens_that_are_masked_behind_the_student_are_told_of():
 
     torch.manual_seed(0)
     batch = torch.randn(4, 5, 4), torch.randn(4, 5, 4), torch.rand(4)
-    for checks in ("on", "off"):
-        model = Model()
-        align = SelfAlignment(model, SRA, checks=checks)
-        model(align.path.add_noise(*batch), batch[2])
-        if checks == "off":
-            assert align(*batch).isfinite()
-            break
-        message = r'some of the samples only\. .* If tokens are masked, .* pass checks="off"\.'
-        with pytest.raises(ValueError, match=message):
-            align(*batch)
+    model = Model()
+    align = SelfAlignment(model, SRA)
+    model(align.path.add_noise(*batch), batch[2])
+    assert align(*batch).isfinite()
