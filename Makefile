@@ -5,6 +5,8 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 PIP := install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL = $(BIN)/python -m pip $(PIP)
+# What Keras promises on both backends: on jax apart, since XLA compiles each case.
+PROMISES := tests/adapters/keras/test_weights.py tests/adapters/keras/test_promises.py tests/adapters/keras/test_law.py
 ONCE := --ignore tests/test_examples.py --ignore tests/test_packaging.py --ignore tests/test_docs.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
@@ -30,11 +32,12 @@ test-torch: .venv/dev  # a third worker: some tests wait for processes
 	KERAS_BACKEND=torch $(PYTEST) tests --ignore tests/adapters/jax -n 3
 
 test-jax: .venv/dev
-	KERAS_BACKEND=jax $(PYTEST) tests --ignore tests/adapters/torch $(ONCE)
+	KERAS_BACKEND=jax $(PYTEST) tests --ignore tests/adapters/torch $(ONCE) $(addprefix --ignore ,$(PROMISES))
 
 test-heavy: .venv/dev  ## What takes long and looks at what seldom changes: a few minutes more, before a release
 	KERAS_BACKEND=torch $(PYTEST) --heavy tests --ignore tests/adapters/jax
 	KERAS_BACKEND=jax $(PYTEST) --heavy tests/adapters/keras
+	KERAS_BACKEND=jax $(PYTEST) $(PROMISES)
 
 test-tensorflow: .venv/tensorflow/done  ## The Keras adapter on the TensorFlow backend, in an environment of its own: five minutes, outside the gate
 	KERAS_BACKEND=tensorflow TF_CPP_MIN_LOG_LEVEL=3 OMP_NUM_THREADS=1 .venv/tensorflow/bin/python -m pytest -q -n 2 \
