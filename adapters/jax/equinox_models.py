@@ -12,12 +12,8 @@ import jax
 from .by_name import ByName, Loss
 from .marking import set_marking
 from .marks import Traced
-from .tapped import Blocks, Paths, Select, Tapped, evaluation_arguments
+from .tapped import Blocks, Paths, Select, Tapped, evaluation_arguments, itself
 from .trees import path_of
-
-
-def _itself(model: Any) -> Any:
-    return model
 
 
 def tap_equinox(
@@ -25,8 +21,8 @@ def tap_equinox(
     blocks: Paths,
     *,
     select: Select = None,
-    module: Callable[[Any], Any] = _itself,
-    call: Callable[[Any], Callable[..., Any]] = _itself,
+    module: Callable[[Any], Any] = itself,
+    call: Callable[[Any], Callable[..., Any]] = itself,
     evaluation: Mapping[str, Any] | None = None,
 ) -> Tapped:
     """Tap an Equinox model that nobody edited: the student's call, and the teacher's `apply`.

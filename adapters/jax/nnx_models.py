@@ -8,11 +8,7 @@ from typing import Any
 from .by_name import ByName, Loss
 from .marking import set_marking
 from .marks import Traced
-from .tapped import Blocks, Paths, Select, Tapped, evaluation_arguments
-
-
-def _itself(model: Any) -> Any:
-    return model
+from .tapped import Blocks, Paths, Select, Tapped, evaluation_arguments, itself
 
 
 def tap_nnx(
@@ -20,8 +16,8 @@ def tap_nnx(
     blocks: Paths,
     *,
     select: Select = None,
-    module: Callable[[Any], Any] = _itself,
-    call: Callable[[Any], Callable[..., Any]] = _itself,
+    module: Callable[[Any], Any] = itself,
+    call: Callable[[Any], Callable[..., Any]] = itself,
     evaluation: Mapping[str, Any] | None = None,
 ) -> Tapped:
     """Tap an NNX model that nobody edited: the student's call, and the teacher's `apply`.

@@ -179,6 +179,11 @@ def _pattern(path: str) -> re.Pattern[str]:
     return re.compile(re.escape(path.strip("/")).replace(r"\{\}", r"\d+"))
 
 
+def itself(model: Any) -> Any:
+    """The model, where nothing else is asked for."""
+    return model
+
+
 def evaluation_arguments(function: Callable[..., Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments by which a call is in evaluation mode; `own` are the user's."""
     try:

@@ -12,7 +12,7 @@ from torch import nn
 from selfalign.adapting import invalid, paths
 
 from .arguments import Arguments, Batch, tensors_in
-from .second_time import FirstTimes
+from .second_time import FirstTimes, refused
 from .stopping import run_before
 
 if TYPE_CHECKING:
@@ -106,12 +106,7 @@ class Comparison:
         }
         name = self.times.add(batch.t, others)
         if name is not None:
-            raise invalid(
-                "Each time that the model is told must be the teacher's own",
-                f"{name}, {described(others[name])}, which is in the order of the times",
-                "Pass call=, a function that tells the teacher both; if it is a condition and no "
-                "time, hand it to align() as well.",
-            )
+            raise refused(f"{name}, {described(others[name])}, which is in the order of the times")
 
     def _check_condition(self, places: dict[Any, Any], condition: Arguments) -> None:
         """Each tensor that the caller gave is among the student's."""

@@ -14,6 +14,7 @@ from selfalign.adapting import invalid, paths
 
 from .arguments import Batch, Place, tensors_in
 from .comparing import close, described
+from .second_time import refused
 from .student import StudentPass
 
 Convention = Callable[[torch.Tensor], torch.Tensor]
@@ -199,12 +200,10 @@ def _check_no_second_time(
     for place, value in others.items():
         may_be = _may_be_time(path, told, value, len(t), names[place])
         if may_be or _has_time_among(value, told(t)):
-            raise invalid(
-                "Each time that the model is told must be the teacher's own",
-                f"argument {names[place]!r}, {described(value)}, beside the time that was found",
-                "Pass call=, a function that tells the teacher both; if it is a condition and no "
-                "time, hand it to align() as well.",
+            received = (
+                f"argument {names[place]!r}, {described(value)}, beside the time that was found"
             )
+            raise refused(received)
 
 
 def _check_no_second_sample(

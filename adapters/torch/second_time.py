@@ -8,11 +8,23 @@ from typing import NamedTuple
 
 import torch
 
+from selfalign.adapting import invalid
+
 _SAMPLES = 12  # one of 1000 columns is in the times' order by chance in 1 of 240,000 runs
 _MOST = 64  # samples that are looked at where times repeat
 _WIDEST = 2048  # numbers per sample
 _FEW = 8  # of a tensor of more than two axes
 _CHANCE = 1e-3
+
+
+def refused(received: str) -> ValueError:
+    """The error of a second time, which would stay the student's in the teacher's call."""
+    return invalid(
+        "Each time that the model is told must be the teacher's own",
+        received,
+        "Pass call=, a function that tells the teacher both; if it is a condition and no time, "
+        "hand it to align() as well.",
+    )
 
 
 class Told(NamedTuple):
